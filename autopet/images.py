@@ -1,0 +1,93 @@
+"""Image files in and out (mha, NIfTI); the only module that reads or writes them. Geometry is always kept."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from autopet.errors import AutopetError
+from autopet.volume import Volume, from_sitk, to_sitk
+
+SUFFIXES = (".mha", ".nii.gz", ".nii", ".mhd", ".nrrd")
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name ends like an image file that `read_image` opens (hidden files do not count)."""
+    return not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
+
+
+def image_stem(path: Path | str) -> str:
+    """File name without its image suffix: `case.nii.gz` -> `case`."""
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return Path(name).stem
+
+
+def read_image(path: Path) -> Volume:
+    """Read a 3D image with its geometry.
+
+    Raises
+    ------
+    AutopetError
+        The file is missing, cannot be decoded, or is not three-dimensional with one value per voxel.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AutopetError(f"{path}: no such image file")
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        _refuse_other_dimensions(reader, path)
+        return from_sitk(reader.Execute())
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise AutopetError(f"{path}: cannot be read as an image, write or copy it anew ({reason})") from error
+
+
+def _refuse_other_dimensions(reader: sitk.ImageFileReader, path: Path) -> None:
+    size = [n for n in reader.GetSize()]
+    while len(size) > 3 and size[-1] == 1:  # NIfTI writers pad with axes of length 1
+        size.pop()
+    if len(size) != 3:
+        raise AutopetError(
+            f"{path}: expected a 3D image, found {len(size)}D of size {tuple(size)}; export one 3D volume"
+        )
+    if reader.GetNumberOfComponents() != 1:
+        raise AutopetError(f"{path}: expected one value per voxel, found {reader.GetNumberOfComponents()} channels")
+    if reader.GetDimension() > 3:
+        reader.SetExtractSize(size + [0] * (reader.GetDimension() - 3))
+
+
+def write_image(path: Path, volume: Volume) -> Path:
+    """Write a volume; the suffix names the format. The file appears whole or not at all.
+
+    Boolean voxels become uint8, float64 becomes float32; .mha and .nii.gz are compressed.
+    """
+    path = Path(path)
+    if not is_image(path):
+        raise AutopetError(f"{path}: unknown image suffix, use one of {', '.join(SUFFIXES)}")
+    array = volume.array.astype(np.float32) if volume.array.dtype == np.float64 else volume.array
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".part-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        sitk.WriteImage(to_sitk(volume.with_array(array)), str(partial), useCompression=True)
+        os.replace(partial, path)
+    except (RuntimeError, OSError) as error:
+        raise AutopetError(
+            f"{path}: cannot be written (disk full or no permission?): {str(error).strip()[-200:]}"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files directly in a folder, sorted by name."""
+    return sorted(path for path in Path(folder).iterdir() if path.is_file() and is_image(path))

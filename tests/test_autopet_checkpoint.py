@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from autopet.checkpoint import override, publish_model, read_config, settings_from_dict
+from autopet.errors import AutopetError
+
+
+@dataclass(frozen=True)
+class Settings:
+    epochs: int = 3
+    rate: float = 0.1
+    patch: tuple = (4, 4)
+    rule: str = "a"
+    mirror: bool = True
+
+
+def fill(folder: Path) -> dict:
+    (folder / "weights.bin").write_bytes(b"123")
+    (folder / "weights.bin").chmod(0o600)
+    return {"method": "toy"}
+
+
+def test_published_model_is_read_back_and_open_to_all(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", fill)
+    assert read_config(folder, method="toy")["method"] == "toy"
+    # a container's user is another one than who trained: mode 0600 made `load` fail inside the image
+    assert {path.stat().st_mode & 0o444 for path in folder.iterdir()} == {0o444}
+
+
+def test_a_failed_fill_leaves_the_old_model(tmp_path: Path):
+    publish_model(tmp_path / "m", fill)
+
+    def broken(folder: Path) -> dict:
+        (folder / "weights.bin").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        publish_model(tmp_path / "m", broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    read_config(tmp_path / "m", method="toy")
+
+
+def test_damage_is_named(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", fill)
+    with pytest.raises(AutopetError, match="expected 'other'"):
+        read_config(folder, method="other")
+    (folder / "weights.bin").write_bytes(b"124")
+    with pytest.raises(AutopetError, match=r"weights.bin: checksum differs"):
+        read_config(folder, method="toy")
+    (folder / "weights.bin").unlink()
+    with pytest.raises(AutopetError, match="weights missing"):
+        read_config(folder, method="toy")
+    with pytest.raises(AutopetError, match="no weights for toy"):
+        read_config(tmp_path / "none", method="toy")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(AutopetError, match="not valid JSON"):
+        read_config(folder, method="toy")
+
+
+def test_unknown_settings_are_errors():
+    assert settings_from_dict(Settings, {"patch": [1, 2]}, "x") == Settings(patch=(1, 2))
+    with pytest.raises(AutopetError, match="unknown setting epoch;"):
+        settings_from_dict(Settings, {"epoch": 1}, "x")
+
+
+def test_override_parses_and_checks():
+    changed = override(Settings(), ["epochs=7", "rate=1", "patch=[8, 8]", "rule=b", "mirror=false"])
+    assert changed == Settings(7, 1, (8, 8), "b", False)
+    for wrong in ("epochs=many", "patch=3", "mirror=no", "epochs", "epoch=1"):
+        with pytest.raises(AutopetError):
+            override(Settings(), [wrong])
+
+
+def test_config_is_plain_json(tmp_path: Path):
+    config = json.loads((publish_model(tmp_path / "m", fill) / "config.json").read_text())
+    assert set(config) == {"method", "bundle_version"}
