@@ -1,0 +1,22 @@
+# The evaluation container: predictions in /input, ground truth in /opt/ml/input/data/ground_truth, /output/metrics.json out.
+# `autopet build evaluation` makes the build context, as for an algorithm.
+ARG BASE_IMAGE=python:3.11-slim
+FROM ${BASE_IMAGE} AS build
+COPY docker/install.sh requirements.txt constraints.txt /build/
+COPY wheelhouse /build/wheelhouse
+COPY ca /build/ca
+RUN sh /build/install.sh dependencies
+COPY pyproject.toml /build/
+COPY code /build/
+RUN sh /build/install.sh code
+
+FROM ${BASE_IMAGE}
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="evaluation" org.opencontainers.image.version="${VERSION}"
+COPY docker/user.sh /tmp/user.sh
+RUN sh /tmp/user.sh && rm /tmp/user.sh
+COPY --from=build /opt/venv /opt/venv
+ENV PATH="/opt/venv/bin:${PATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER user
+WORKDIR /tmp
+ENTRYPOINT ["python3", "-m", "evaluation"]

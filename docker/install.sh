@@ -1,0 +1,25 @@
+#!/bin/sh
+# Runs inside the image build: fills /opt/venv. `dependencies` first (a cached layer), then `code`.
+# With wheels in /build/wheelhouse nothing is fetched (air-gapped build); a bundle in /build/ca is trusted by pip.
+set -eu
+cd /build
+case "$1" in
+dependencies)
+    python3 -m venv /opt/venv
+    for bundle in ca/*.crt; do
+        if [ -f "$bundle" ]; then export PIP_CERT="/build/$bundle"; fi
+    done
+    set -- --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt
+    if ls wheelhouse/*.whl >/dev/null 2>&1; then
+        set -- --no-index --find-links wheelhouse "$@"
+    fi
+    /opt/venv/bin/pip install "$@"
+    ;;
+code)
+    /opt/venv/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation --disable-pip-version-check .
+    ;;
+*)
+    echo "usage: install.sh dependencies|code" >&2
+    exit 2
+    ;;
+esac
