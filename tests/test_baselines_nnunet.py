@@ -1,0 +1,155 @@
+"""nnU-Net in earnest but tiny: plan, preprocess, train, resume, predict."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autopet.checkpoint import read_config
+from autopet.cohort import Case
+from autopet.deadline import Deadline
+from autopet.errors import AutopetError
+from autopet.images import read_image
+from autopet.sockets import CT, LESIONS, PET, Inputs
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("nnunetv2")
+
+from baselines.nnunet import predict, train  # noqa: E402
+from baselines.nnunet.model import PRESETS, Settings, adapt_plans  # noqa: E402
+
+TINY = replace(
+    PRESETS["demo"],
+    epochs=2,
+    iterations_per_epoch=3,
+    validation_iterations=1,
+    patch=(16, 16, 16),
+    features=(4, 8, 8),
+    checkpoint_every=1,
+    workers=1,
+)
+
+
+def test_presets_are_the_published_and_the_small_one():
+    assert (PRESETS["paper"].epochs, PRESETS["paper"].learning_rate, PRESETS["paper"].patch) == (1000, 1e-4, ())
+    assert PRESETS["demo"].folds == ("all",)
+
+
+def test_adapt_plans_changes_only_what_is_set():
+    arch = {"n_stages": 6, "features_per_stage": [32] * 6, "strides": [], "kernel_sizes": [], "other": 1}
+    plans = {
+        "configurations": {
+            "3d_fullres": {"batch_size": 2, "patch_size": [8, 8, 8], "architecture": {"arch_kwargs": arch}}
+        }
+    }
+    assert adapt_plans(plans, Settings())["configurations"]["3d_fullres"]["batch_size"] == 2
+    assert arch["n_stages"] == 6
+    adapt_plans(plans, TINY)
+    assert plans["configurations"]["3d_fullres"]["patch_size"] == [16, 16, 16]
+    assert arch["features_per_stage"] == [4, 8, 8]
+    assert arch["strides"] == [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    assert arch["other"] == 1
+    with pytest.raises(AutopetError, match="divide by 4"):
+        adapt_plans(plans, replace(TINY, patch=(18, 16, 16)))
+
+
+@pytest.fixture(scope="module")
+def model(cohort: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained tiny model; its training was broken off after the first epoch and resumed."""
+    root = tmp_path_factory.mktemp("nnunet")
+    seen: list[int] = []
+    step = train.Trainer.train_step
+
+    def broken(self, batch):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    def counted(self, batch):
+        seen.append(self.current_epoch)
+        return step(self, batch)
+
+    arguments = {"settings": TINY, "work": root / "work", "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(cohort[:4], root / "model", **arguments)
+        assert not (root / "model").exists()
+        patch.setattr(train.Trainer, "train_step", counted)
+        train.train(cohort[:4], root / "model", **arguments)
+    assert seen == [1, 1, 1]  # epoch 0 was not trained again
+    assert not (root / "work").exists()
+    return root / "model"
+
+
+def test_training_leaves_no_trace_in_the_environment(model: Path):
+    assert not [name for name in os.environ if name.startswith("nnUNet_")]
+
+
+def test_model_folder_describes_itself(model: Path):
+    config = read_config(model, method="nnunet")
+    assert config["channels"] == ["CT", "PET"]
+    assert config["training_cases"] == ["case00", "case01", "case02", "case03"]
+    assert "cohort" not in (model / "dataset.json").read_text()  # the training cases' paths stay at home
+
+
+@pytest.fixture
+def inputs(cohort: list[Case]) -> Inputs:
+    case = cohort[5]
+    return Inputs({PET.slug: read_image(case.suv), CT.slug: read_image(case.ct)}, case.name)
+
+
+def test_prediction_is_on_the_input_grid_and_deterministic(model: Path, inputs: Inputs):
+    loaded = predict.load(model, "cpu")
+    first, second = (predict.predict(loaded, inputs, Deadline())[LESIONS.slug] for _ in range(2))
+    assert first.same_grid(inputs["pet"])
+    assert first.array.dtype == np.uint8
+    np.testing.assert_array_equal(first.array, second.array)
+
+
+def test_channel_order_is_the_config_s(model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch):
+    fed = []
+    monkeypatch.setattr(predict, "_run", lambda model, voxels, spacing, mirroring: fed.append(voxels) or voxels[0] * 0)
+    predict.predict(predict.load(model, "cpu"), inputs, Deadline())
+    np.testing.assert_array_equal(fed[0][0], inputs["ct"].array.astype(np.float32))
+    np.testing.assert_array_equal(fed[0][1], inputs["pet"].array)
+
+
+def test_mirroring_is_dropped_when_the_time_is_short(model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch):
+    ran: list[bool] = []
+    now = [0.0]
+
+    def run(model, voxels, spacing, *, mirroring):
+        ran.append(mirroring)
+        now[0] += 80.0 if mirroring else 10.0
+        return voxels[0] * 0
+
+    monkeypatch.setattr(predict, "_run", run)
+    monkeypatch.setattr(predict.time, "monotonic", lambda: now[0])
+    loaded = replace(predict.load(model, "cpu"), mirroring=True)
+    for limit_s, expected in ((60.0, [False]), (300.0, [False, True])):
+        ran.clear()
+        predict.predict(loaded, inputs, Deadline(limit_s, clock=lambda: now[0]))
+        assert ran == expected
+    ran.clear()
+    predict.predict(loaded, inputs, Deadline())
+    assert ran == [True]
+
+
+def test_weights_missing(model: Path, tmp_path: Path):
+    with pytest.raises(AutopetError, match="no weights for nnunet"):
+        predict.load(tmp_path, "cpu")
+
+
+def test_other_cases_start_anew(cohort: list[Case], tmp_path: Path):
+    work = tmp_path / "work"
+    train._workspace(work, cohort[:2], TINY)
+    (work / "remains").touch()
+    train._workspace(work, cohort[:2], TINY)
+    assert (work / "remains").exists()
+    train._workspace(work, cohort[:3], TINY)
+    assert not (work / "remains").exists()
