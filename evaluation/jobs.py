@@ -1,0 +1,308 @@
+"""Which prediction belongs to which ground truth: the platform's predictions.json, or a plain folder of masks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autopet.cohort import TABLE, read_cohort
+from autopet.errors import AutopetError, one_line
+from autopet.images import find_images, image_stem, is_image
+from evaluation.aggregate import FAILED, MISSING, REFUSED
+
+JOBS_FILE = "predictions.json"
+FOUND = "found"
+CHANNEL_SUFFIX = re.compile(r"_000[01]$")  # nnU-Net's channel numbers, which organisers' uploads often keep
+MASK_SUFFIXES = (".mha", ".nii.gz", ".nii")  # formats whose header and voxels lie in one file
+MHA_DATA_FIELD = b"ElementDataFile"
+MHA_LOCAL = re.compile(MHA_DATA_FIELD + rb"[ \t]*=[ \t]*LOCAL[ \t]*\r?\n")
+HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One case's ground-truth mask, and its PET in SUV for pictures where there is one."""
+
+    case: str
+    mask: Path
+    pet: Path | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prediction before it is matched.
+
+    `names` are the case names that it may go by, the best first; a level holds names of equal standing. `path`
+    is None, and `reason` says why, unless `status` is 'found'.
+    """
+
+    label: str
+    names: tuple[tuple[str, ...], ...]
+    path: Path | None = None
+    status: str = FOUND
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A ground-truth case and what was predicted for it; `status` is 'found', 'missing', 'failed' or 'refused'."""
+
+    truth: Truth
+    prediction: Path | None
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One pair for every ground-truth case, and the predictions that belong to none."""
+
+    pairs: tuple[Pair, ...]
+    unmatched: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def find_truths(folder: Path, *, images: Path | None = None) -> list[Truth]:
+    """The ground truth, sorted by case: a cohort that `autopet prep` wrote, or a plain folder of `<case>.nii.gz|.mha`.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the masks are. Studies of a cohort that have no segmentation are no ground truth.
+    images : Path, optional
+        Plain folder of PET images `<case>.nii.gz|.mha` in SUV; a cohort's own SUV images are used without it.
+    """
+    if not folder.is_dir():
+        raise AutopetError(f"{folder}: no such ground-truth folder")
+    pets = _by_stem(images) if images is not None else {}
+    if (folder / TABLE).is_file():
+        cases = [case for case in read_cohort(folder) if case.lesion_voxels is not None]
+        truths = [Truth(case.name, case.mask, pets.get(case.name, case.suv)) for case in cases]
+    else:
+        truths = [Truth(name, mask, pets.get(name)) for name, mask in _by_stem(folder).items()]
+    if not truths:
+        raise AutopetError(
+            f"{folder}: no ground truth found, expected masks <case>.nii.gz or .mha, or a cohort with {TABLE}"
+        )
+    return sorted(truths, key=lambda truth: truth.case)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise AutopetError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in find_images(folder):
+        twin = found.setdefault(image_stem(path), path)
+        if twin != path:
+            raise AutopetError(f"{folder}: two images for one case, {twin.name} and {path.name}; keep one of them")
+    return found
+
+
+def select_truths(truths: Sequence[Truth], cases: Sequence[str] | None) -> list[Truth]:
+    """Those of the named cases (all without names); a name without ground truth is an error."""
+    if cases is None:
+        return list(truths)
+    unknown = sorted(set(cases) - {truth.case for truth in truths})
+    if unknown:
+        raise AutopetError(
+            f"no ground truth for case {unknown[0]!r} ({len(unknown)} such names); mend the list of cases"
+        )
+    if not cases:
+        raise AutopetError("the list of cases to evaluate is empty")
+    return [truth for truth in truths if truth.case in set(cases)]
+
+
+def find_candidates(folder: Path) -> list[Candidate]:
+    """All predictions of a submission, from predictions.json where there is one, else from the folder's masks.
+
+    The folder is a participant's: links are refused, not followed, and so are files whose voxels lie elsewhere.
+    """
+    if not folder.is_dir():
+        raise AutopetError(f"{folder}: no such folder of predictions")
+    root = folder.resolve()
+    if (root / JOBS_FILE).is_file():
+        candidates = [_of_job(root, job) for job in _read_jobs(root / JOBS_FILE)]
+    else:
+        masks = sorted(path for path in root.iterdir() if is_image(path))
+        candidates = [_checked(root, path, label=path.name, names=((image_stem(path),),)) for path in masks]
+    if not candidates:
+        raise AutopetError(f"{folder}: no predictions, expected {JOBS_FILE} with jobs, or masks <case>.nii.gz or .mha")
+    return candidates
+
+
+def pair_up(truths: Sequence[Truth], candidates: Iterable[Candidate], *, ignored: Iterable[str] = ()) -> Pairing:
+    """Give every ground-truth case its prediction or the reason why there is none.
+
+    Parameters
+    ----------
+    truths, candidates
+        What `find_truths` and `find_candidates` found.
+    ignored : names
+        Ground-truth cases that are not evaluated now: their predictions are counted, not reported as unmatched.
+
+    Raises
+    ------
+    AutopetError
+        Not one prediction belongs to any ground truth: the folders are not of the same data.
+    """
+    cases = {truth.case for truth in truths}
+    known = cases | set(ignored)
+    taken: dict[str, list[Candidate]] = {name: [] for name in known}
+    unmatched = []
+    for candidate in candidates:
+        hits = _matches(candidate, known)
+        if len(hits) == 1:
+            taken[hits[0]].append(candidate)
+        else:
+            unmatched.append({"prediction": candidate.label, "reason": _why_unmatched(candidate, hits)})
+    if not any(taken.values()):
+        raise AutopetError(
+            f"none of the {len(unmatched)} predictions belongs to a ground-truth case (first: "
+            f"{unmatched[0]['prediction']}, {unmatched[0]['reason']}; first case: {min(known)}); give matching folders"
+        )
+    notes = [f"prediction {entry['prediction']} is not evaluated: {entry['reason']}" for entry in unmatched]
+    left_out = sum(len(taken[name]) for name in known - cases)
+    if left_out:
+        notes.append(f"{left_out} predictions belong to cases that were not selected")
+    return Pairing(tuple(_pair(truth, taken[truth.case]) for truth in truths), tuple(unmatched), tuple(notes))
+
+
+def _matches(candidate: Candidate, known: set[str]) -> list[str]:
+    for level in candidate.names:
+        hits = sorted(set(level) & known)
+        if hits:
+            return hits
+    return []
+
+
+def _why_unmatched(candidate: Candidate, hits: Sequence[str]) -> str:
+    if hits:
+        return f"its inputs name several ground-truth cases: {', '.join(hits)}"
+    names = ", ".join(name for level in candidate.names[:1] for name in level) or "nothing: no input image has a name"
+    return f"no ground truth for the name(s) {names}"
+
+
+def _pair(truth: Truth, candidates: Sequence[Candidate]) -> Pair:
+    if not candidates:
+        return Pair(
+            truth, None, MISSING, f"no prediction for this case: expected a mask named {truth.case}, found none"
+        )
+    if len(candidates) > 1:
+        labels = ", ".join(candidate.label for candidate in candidates)
+        return Pair(truth, None, REFUSED, f"expected one prediction, found {len(candidates)} ({labels}); submit one")
+    only = candidates[0]
+    return Pair(truth, only.path, only.status, only.reason)
+
+
+def _read_jobs(path: Path) -> list[dict[str, Any]]:
+    try:
+        jobs = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AutopetError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise AutopetError(f"{path}: expected a list of jobs, found something else")
+    return jobs
+
+
+def _of_job(root: Path, job: dict[str, Any]) -> Candidate:
+    label = f"job {job.get('pk')}"
+    names = _names(job)
+    if job.get("status") != "Succeeded":
+        message = one_line(Exception(f"{job.get('error_message') or 'no error message'}"))
+        reason = f"{label} has status {job.get('status')!r}, expected 'Succeeded' ({message})"
+        return Candidate(label, names, None, FAILED, reason)
+    try:
+        folder = _output_folder(root, job)
+        _refuse_links(root, folder)
+    except AutopetError as error:
+        return Candidate(label, names, None, REFUSED, one_line(error))
+    place = folder.relative_to(root)
+    images = sorted(path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []
+    if not images:
+        return Candidate(label, names, None, MISSING, f"expected one image in {place}, found none")
+    if len(images) > 1:
+        listed = ", ".join(path.name for path in images)
+        return Candidate(label, names, None, REFUSED, f"expected one image in {place}, found {len(images)}: {listed}")
+    return _checked(root, images[0], label=label, names=names)
+
+
+def _names(job: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Names of the input images as uploaded, then without image suffix, then without a channel number."""
+    named = [_object(entry, "image").get("name") for entry in _entries(job, "inputs")]
+    plain = tuple(str(name) for name in named if name)
+    stems = tuple(image_stem(name) if is_image(Path(name)) else name for name in plain)
+    return stems, plain, tuple(CHANNEL_SUFFIX.sub("", stem) for stem in stems)
+
+
+def _entries(job: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = job.get(key)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _object(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    value = entry.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _output_folder(root: Path, job: dict[str, Any]) -> Path:
+    """Where the job's mask lies: the one output whose socket is under images/ (`interface` in older files)."""
+    sockets = [_object(entry, "socket") or _object(entry, "interface") for entry in _entries(job, "outputs")]
+    places = sorted({place for s in sockets if (place := str(s.get("relative_path") or "")).startswith("images/")})
+    if len(places) != 1:
+        raise AutopetError(f"expected one image output in the job, found {len(places)}: {', '.join(places) or 'none'}")
+    parts = (str(job.get("pk")), "output", *places[0].strip("/").split("/"))
+    if any(part in ("", "..") or "/" in part for part in parts):
+        raise AutopetError(f"the output's path {'/'.join(parts)} leaves the job's folder")
+    return root.joinpath(*parts)
+
+
+def _checked(root: Path, path: Path, *, label: str, names: tuple[tuple[str, ...], ...]) -> Candidate:
+    try:
+        _refuse_links(root, path)
+        if not path.is_file():
+            raise AutopetError(f"{path.relative_to(root)} is not a file")
+        _refuse_foreign_voxels(path)
+    except AutopetError as error:
+        return Candidate(label, names, None, REFUSED, one_line(error))
+    return Candidate(label, names, path)
+
+
+def _refuse_links(root: Path, path: Path) -> None:
+    for place in (path, *path.parents):
+        if place == root:
+            return
+        if place.is_symlink():
+            raise AutopetError(f"{place.relative_to(root)} is a link; submit the file itself")
+
+
+def _refuse_foreign_voxels(path: Path) -> None:
+    """Headers can name another file for the voxels, which would let a submission hand in the ground truth itself."""
+    name = path.name.lower()
+    if not name.endswith(MASK_SUFFIXES):
+        raise AutopetError(f"{path.name}: expected a mask as .mha, .nii.gz or .nii, in one file; convert it")
+    try:
+        with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise AutopetError(f"{path.name}: cannot be read, write it anew ({one_line(error)})") from error
+    if not (_local_mha(header) if name.endswith(".mha") else _single_nifti(header)):
+        raise AutopetError(
+            f"{path.name}: expected header and voxels in this one file; the file is damaged or names another"
+        )
+
+
+def _local_mha(header: bytes) -> bool:
+    """MetaIO stops reading its header at the first field of this name."""
+    start = header.find(MHA_DATA_FIELD)
+    return start >= 0 and (start == 0 or header[start - 1 : start] == b"\n") and bool(MHA_LOCAL.match(header, start))
+
+
+def _single_nifti(header: bytes) -> bool:
+    """NIfTI-1 and -2 in one file; without this mark readers look for voxels in an .img file."""
+    return header[344:348] == b"n+1\0" or header[4:8] == b"n+2\0"

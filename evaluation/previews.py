@@ -1,0 +1,98 @@
+"""Small pictures of a case for the leaderboard: coronal maximum-intensity projections, head up, as arrays."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autopet.volume import Volume
+
+FOLDER = "previews"
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Coronal projections of one case.
+
+    All arrays are (rows, columns): row 0 is the head's end, column 0 the patient's right (radiological view).
+    `pet` is float16 in SUV, or None; the masks are boolean; `spacing_mm` is the distance of rows and of columns.
+    """
+
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    spacing_mm: tuple[float, float]
+    pet: np.ndarray | None = None
+
+
+def coronal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
+    """Maximum along the patient's anterior-posterior axis, head at the top.
+
+    Parameters
+    ----------
+    volume : Volume
+        Any orientation; each patient axis is looked for along the nearest grid axis.
+
+    Returns
+    -------
+    projection : (rows, columns) array of the volume's dtype
+    spacing_mm : (row, column) distance in mm
+    """
+    to_left, to_back, to_head = _grid_axes(volume)
+    axes = [2 - axis for axis in (to_head, to_back, to_left)]  # grid axes x, y, z are array axes 2, 1, 0
+    projected = np.transpose(volume.array, axes).max(axis=1)
+    matrix = np.reshape(volume.direction, (3, 3))
+    if matrix[2, to_head] > 0:  # LPS: z grows towards the head, rows grow downwards
+        projected = projected[::-1]
+    if matrix[0, to_left] < 0:
+        projected = projected[:, ::-1]
+    return projected, (volume.spacing_mm[to_head], volume.spacing_mm[to_left])
+
+
+def _grid_axes(volume: Volume) -> tuple[int, int, int]:
+    """Grid axes (0 = x) that run closest to the patient's left-right, back-front and head-foot axes."""
+    alignment = np.abs(np.reshape(volume.direction, (3, 3)))
+    to_head = int(alignment[2].argmax())
+    rest = [axis for axis in range(3) if axis != to_head]
+    to_left = max(rest, key=lambda axis: alignment[0, axis])
+    (to_back,) = (axis for axis in rest if axis != to_left)
+    return to_left, to_back, to_head
+
+
+def make_preview(ground_truth: Volume, prediction: Volume | None, pet: Volume | None) -> Preview:
+    """Project masks and PET, which share a grid; without a prediction its projection is empty."""
+    truth, spacing_mm = coronal_projection(ground_truth)
+    guess = coronal_projection(prediction)[0] if prediction is not None else np.zeros_like(truth)
+    image = None
+    if pet is not None:
+        image = np.nan_to_num(coronal_projection(pet)[0].astype(np.float32), nan=0.0)
+        image = np.clip(image, 0.0, np.finfo(np.float16).max).astype(np.float16)
+    return Preview(truth != 0, guess != 0, spacing_mm, image)
+
+
+def write_preview(path: Path, preview: Preview) -> Path:
+    """Write a preview as a compressed .npz; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"ground_truth": preview.ground_truth, "prediction": preview.prediction}
+    arrays["spacing_mm"] = np.array(preview.spacing_mm)
+    if preview.pet is not None:
+        arrays["pet"] = preview.pet
+    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_preview(path: Path) -> Preview:
+    """Read what `write_preview` wrote."""
+    with np.load(path, allow_pickle=False) as data:
+        row_mm, column_mm = (float(value) for value in data["spacing_mm"])
+        pet = data["pet"] if "pet" in data.files else None
+        return Preview(data["ground_truth"], data["prediction"], (row_mm, column_mm), pet)

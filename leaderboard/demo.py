@@ -1,0 +1,196 @@
+"""The whole way on the phantom cohort: DICOM -> NIfTI -> training -> containers -> evaluation -> leaderboard.
+
+Every stage writes its own folder below `out` and is skipped when that folder is complete: a second run redoes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_wheelhouse
+from autopet.checkpoint import CONFIG
+from autopet.cohort import SPLIT, TABLE, Case, read_cohort, select_part, split_patients, write_table
+from autopet.engine import connect, docker_answers
+from autopet.errors import AutopetError
+from autopet.methods import find_method, list_methods
+from autopet.progress import console
+from leaderboard.runner import Entry, run_cohort
+
+DEFAULT_METHODS = ("threshold", "nnunet")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The size of the demonstration."""
+
+    cases: int = 18
+    seed: int = 2022
+    test_fraction: float = 1 / 3
+    workers: int = 2
+
+
+def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAULT_METHODS, demo: Demo = Demo()) -> Path:
+    """Run every stage; returns the leaderboard's index.html.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the run; its stages lie side by side in it.
+    engine : str
+        `docker`, `local`, or `auto`: containers when a Docker engine answers and the images can be built.
+    methods : sequence of str
+        Methods to train and compare; `all` means every method there is.
+    """
+    names = list_methods() if list(methods) == ["all"] else list(methods)
+    for name in names:
+        find_method(name).module("train")  # a missing dependency shows before the work starts
+    out = out.resolve()
+    engine = choose_engine(engine)
+    cases = _cohort(out, demo)
+    train_cases = select_part(cases, out / SPLIT, "train")
+    test_cases = select_part(cases, out / SPLIT, "test")
+    results = []
+    for name in names:
+        model = _train(out, name, train_cases)
+        entry = Entry(name, _image(out, name) if engine == "docker" else name, engine, model)
+        run_cohort(entry, test_cases, out / "submissions" / name)
+        results.append(_evaluate(out, name, test_cases, demo))
+    return _leaderboard(out, results)
+
+
+def choose_engine(wanted: str) -> str:
+    """`docker` or `local`; says which and why when it had to choose."""
+    if wanted not in ("auto", "docker", "local"):
+        raise AutopetError(f"engine {wanted!r} is unknown; use auto, docker or local")
+    if wanted == "docker":
+        connect().close()
+        return wanted
+    if wanted == "local":
+        return wanted
+    found = docker_answers()
+    reason = (
+        "a Docker engine answers: methods run in containers"
+        if found
+        else "no Docker engine answers: methods run in subprocesses"
+    )
+    console.print(reason, highlight=False)
+    return "docker" if found else "local"
+
+
+def _stage(number: int, text: str) -> None:
+    console.rule(f"[bold]{number} · {text}", align="left")
+
+
+def _once(complete: bool, what: str, make: Callable[[], object]) -> None:
+    if complete:
+        console.print(f"{what}: done already", highlight=False)
+    else:
+        make()
+
+
+def _cohort(out: Path, demo: Demo) -> list[Case]:
+    from data_prep.convert import prepare
+
+    from data_prep.phantom import write_cohort
+
+    recipe = out / "demo.txt"
+    wanted = f"{asdict(demo)}\n"
+    if recipe.is_file() and recipe.read_text() != wanted:
+        raise AutopetError(
+            f"{out} holds a run with other settings ({recipe.read_text().strip()}); choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(wanted)
+    _stage(1, "phantom DICOM")
+    dicom, nifti = out / "dicom", out / "nifti"
+    _once(
+        (dicom / "metadata.csv").is_file(),
+        "phantom cohort",
+        lambda: write_cohort(dicom, cases=demo.cases, seed=demo.seed, workers=demo.workers),
+    )
+    _stage(2, "DICOM to SUV, CT on the PET grid, lesion mask")
+    _once((nifti / TABLE).is_file(), "conversion", lambda: prepare(dicom, nifti, workers=demo.workers))
+    cases = read_cohort(nifti)
+    if len(cases) != demo.cases:
+        raise AutopetError(
+            f"{len(cases)} of {demo.cases} phantom studies were converted; see column `reason` of {nifti / TABLE}"
+        )
+    parts = split_patients(cases, test_fraction=demo.test_fraction, seed=demo.seed)
+    write_table(out / SPLIT, [{"case": name, "part": part} for name, part in sorted(parts.items())], ["case", "part"])
+    return cases
+
+
+def _train(out: Path, name: str, cases: list[Case]) -> Path:
+    _stage(3, f"train {name} on {len(cases)} cases")
+    method, model = find_method(name), out / "models" / name
+    settings = method.module("model").PRESETS["demo"]
+    work = out / "models" / f".work-{name}"
+    train = method.module("train").train
+    from autopet.container import choose_device
+
+    device = choose_device("auto")
+    _once(
+        (model / CONFIG).is_file(),
+        f"model {name}",
+        lambda: train(cases, model, settings=settings, work=work, device=device),
+    )
+    return model
+
+
+def _image(out: Path, name: str) -> str:
+    """The method's image, built from what this machine can reach."""
+    _stage(4, f"container of {name}")
+    wheels = out / "wheelhouse" / name
+    marker = wheels / "complete"
+    if not marker.is_file():
+        with console.status(f"collecting wheels for {name}"):
+            make_wheelhouse(name, wheels)
+        marker.touch()
+    return build_image(Recipe(name, base_image=base_image(), wheelhouse=wheels))
+
+
+def base_image() -> str:
+    """A Python 3.11 base image that is here, else the registry's."""
+    from docker.errors import DockerException, ImageNotFound
+
+    client = connect()
+    for tag in (REGISTRY_BASE, DEBIAN_BASE):
+        try:
+            client.images.get(tag)
+            return tag
+        except ImageNotFound:
+            continue
+    try:
+        client.images.pull(*REGISTRY_BASE.split(":"))
+    except DockerException as error:
+        raise AutopetError(
+            f"{REGISTRY_BASE} cannot be pulled; make {DEBIAN_BASE} with docker/debian-base.sh, or use --engine local"
+        ) from error
+    return REGISTRY_BASE
+
+
+def _evaluate(out: Path, name: str, cases: list[Case], demo: Demo) -> str:
+    from evaluation.evaluate import evaluate
+
+    _stage(5, f"evaluate {name}")
+    metrics = out / "evaluation" / name / "metrics.json"
+    jobs = out / "submissions" / name / "predictions.json"
+    current = metrics.is_file() and metrics.stat().st_mtime >= jobs.stat().st_mtime
+    _once(
+        current,
+        f"evaluation of {name}",
+        lambda: evaluate(
+            out / "nifti", jobs.parent, metrics, name=name, cases=[case.name for case in cases], workers=demo.workers
+        ),
+    )
+    return str(metrics)
+
+
+def _leaderboard(out: Path, results: list[str]) -> Path:
+    from leaderboard.render import write_site
+    from leaderboard.submissions import read_results
+
+    _stage(6, "leaderboard")
+    return write_site(read_results(results), out / "leaderboard", title="Phantom cohort")

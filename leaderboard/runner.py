@@ -1,0 +1,126 @@
+"""Running a method on every case of a cohort, in the platform's layout, so that the evaluation reads it unchanged.
+
+out/predictions.json                       the platform's list of jobs, one per case
+out/<pk>/output/images/<socket>/<name>.mha what the container wrote
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopet.checkpoint import open_to_all
+from autopet.cohort import Case
+from autopet.engine import Limits, Outcome, run_case
+from autopet.images import read_image, write_image
+from autopet.progress import console, track
+from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
+
+JOBS = "predictions.json"
+SUCCEEDED, FAILED = "Succeeded", "Failed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is run: a method's name and model, in an image or locally."""
+
+    name: str
+    target: str  # image tag for engine docker, method name for engine local
+    engine: str
+    model: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+def case_pk(case: Case) -> str:
+    """A stable job identifier for a case."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"autopet:{case.name}"))
+
+
+def run_cohort(entry: Entry, cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
+    """Run an entry on all cases; cases that succeeded before are kept, failed ones are tried again.
+
+    Returns
+    -------
+    list of dict
+        The jobs, as in predictions.json; one that failed has status `Failed` and `error_message`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = {job["pk"]: job for job in _finished(out, cases)}
+    todo = [case for case in cases if case_pk(case) not in jobs]
+    if jobs:
+        console.print(f"{entry.name}: {len(jobs)} of {len(cases)} cases are done already", highlight=False)
+    for case in track(todo, f"{entry.name} ({entry.engine})") if todo else ():
+        job = _run(entry, case, out)
+        jobs[job["pk"]] = job
+        _write_jobs(out, [jobs[case_pk(known)] for known in cases if case_pk(known) in jobs])
+    return [jobs[case_pk(case)] for case in cases]
+
+
+def _finished(out: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    listing = out / JOBS
+    if not listing.is_file():
+        return []
+    wanted = {case_pk(case) for case in cases}
+    jobs = json.loads(listing.read_text())
+    return [job for job in jobs if job["pk"] in wanted and job["status"] == SUCCEEDED and (out / job["pk"]).is_dir()]
+
+
+def _write_jobs(out: Path, jobs: list[dict[str, Any]]) -> None:
+    partial = out / f".part-{JOBS}"
+    partial.write_text(json.dumps(jobs, indent=2) + "\n")
+    partial.replace(out / JOBS)
+
+
+def _run(entry: Entry, case: Case, out: Path) -> dict[str, Any]:
+    pk = case_pk(case)
+    shutil.rmtree(out / pk, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="autopet-case-") as name:
+        folder = stage_case(case, Path(name) / "input")
+        outcome = run_case(
+            entry.target, folder, out / pk / "output", engine=entry.engine, model=entry.model, limits=entry.limits
+        )
+    if not outcome.ok:
+        console.print(f"[red]{entry.name}: {case.name} failed: {outcome.error}[/red]", highlight=False)
+    (out / pk).mkdir(exist_ok=True)
+    (out / pk / "log.txt").write_text(outcome.log)
+    return _job(pk, case, outcome)
+
+
+def stage_case(case: Case, folder: Path) -> Path:
+    """The case as /input has it: one .mha per socket, and inputs.json; readable by any user."""
+    for socket, path in ((PET, case.suv), (CT, case.ct)):
+        write_image(folder / socket.relative_path / f"{case.name}.mha", read_image(path))
+    (folder / INPUTS_JSON).write_text(json.dumps(_inputs(case), indent=2))
+    open_to_all(folder)
+    return folder
+
+
+def _interface(socket: Socket) -> dict[str, str]:
+    kind = {"image": "Image", "mask": "Segmentation", "json": "Bool"}[socket.kind]
+    super_kind = "Value" if socket.kind == "json" else "Image"
+    return {"slug": socket.slug, "relative_path": socket.relative_path, "kind": kind, "super_kind": super_kind}
+
+
+def _inputs(case: Case) -> list[dict[str, Any]]:
+    image = {"name": f"{case.name}.mha", "pk": case_pk(case)}
+    return [
+        {"socket": _interface(socket), "interface": _interface(socket), "value": None, "file": None, "image": image}
+        for socket in (PET, CT)
+    ]
+
+
+def _job(pk: str, case: Case, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "pk": pk,
+        "status": SUCCEEDED if outcome.ok else FAILED,
+        "error_message": outcome.error,
+        "exec_duration": f"PT{outcome.seconds:.3f}S",
+        "inputs": _inputs(case),
+        "outputs": [{"socket": _interface(LESIONS), "interface": _interface(LESIONS), "value": None, "file": None}],
+    }

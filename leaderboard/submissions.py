@@ -1,0 +1,168 @@
+"""Evaluated submissions: metrics.json files read back, checked, and comparable with each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopet.errors import AutopetError, one_line
+from evaluation.aggregate import SCORED, STATUSES
+from evaluation.metrics import METRICS
+from evaluation.previews import FOLDER
+
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One row of `results`; `values` maps metric names to numbers, NaN where metrics.json has null."""
+
+    case: str
+    status: str
+    reason: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One evaluated submission: its cases by name (sorted), and the mean of every metric (NaN where null)."""
+
+    name: str
+    edition: str
+    policy: str
+    policy_text: str
+    version: str
+    cases: tuple[CaseResult, ...]
+    means: dict[str, float]
+    previews: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def count(self, status: str) -> int:
+        """Number of cases with this status."""
+        return sum(case.status == status for case in self.cases)
+
+    @property
+    def lost(self) -> int:
+        """Number of cases without a valid prediction."""
+        return len(self.cases) - self.count(SCORED)
+
+
+def read_results(paths: Sequence[str]) -> list[Submission]:
+    """Read evaluated submissions that can be ranked against each other.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Each is a metrics.json, a folder that holds one, or `name=path` to give the submission another name.
+
+    Returns
+    -------
+    list of Submission
+        In the order given.
+
+    Raises
+    ------
+    AutopetError
+        A file is missing or is no metrics.json, two submissions have one name, or they were evaluated on
+        different cases, with different editions' rules or with different policies for failed cases.
+    """
+    if not paths:
+        raise AutopetError("no results given; expected metrics.json files or folders that hold one")
+    submissions = [read_submission(*_name_and_file(str(path))) for path in paths]
+    seen: dict[str, str] = {}
+    for submission, path in zip(submissions, paths, strict=True):
+        if submission.name in seen:
+            raise AutopetError(
+                f"two submissions are named {submission.name!r} ({seen[submission.name]} and {path}); "
+                "give one of them another name with name=path"
+            )
+        seen[submission.name] = str(path)
+    for other in submissions[1:]:
+        _refuse_different(submissions[0], other)
+    return submissions
+
+
+def _name_and_file(text: str) -> tuple[str, Path]:
+    name, separator, rest = text.partition("=")
+    if not separator or Path(text).exists():
+        name, rest = "", text
+    path = Path(rest)
+    file = path / METRICS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise AutopetError(f"{file}: no such file; expected a {METRICS_FILE} that `autopet evaluate` wrote")
+    return name, file
+
+
+def read_submission(name: str, file: Path) -> Submission:
+    """Read one metrics.json; without a name, its own, else its folder's."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("the top level is no object")
+        aggregates = content["aggregates"]
+        cases = sorted((_case(row) for row in content["results"]), key=lambda case: case.case)
+        means = {metric.name: _number(aggregates[metric.name]["mean"]) for metric in METRICS}
+        policy = content["policy"]
+        submission = Submission(
+            name=name or str(content.get("name") or "") or file.resolve().parent.name,
+            edition=str(content["edition"]),
+            policy=str(policy["failed"]),
+            policy_text=str(policy["text"]),
+            version=str(content.get("version", "")),
+            cases=tuple(cases),
+            means=means,
+            previews=folder if (folder := file.parent / FOLDER).is_dir() else None,
+            notes=tuple(str(note) for note in content.get("notes", ())),
+        )
+    except KeyError as error:
+        raise AutopetError(f"{file}: lacks {error}; evaluate the submission anew with `autopet evaluate`") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise AutopetError(f"{file}: is no {METRICS_FILE} of `autopet evaluate` ({one_line(error)})") from error
+    names = [case.case for case in submission.cases]
+    if not names or len(set(names)) != len(names):
+        raise AutopetError(f"{file}: expected every case once, found {len(names)} rows for {len(set(names))} cases")
+    return submission
+
+
+def _case(row: dict[str, Any]) -> CaseResult:
+    if row["status"] not in STATUSES:
+        raise ValueError(f"status {row['status']!r} of case {row['case']!r} is none of {', '.join(STATUSES)}")
+    keys = [metric.name for metric in METRICS] + ["gt_ml", "pred_ml"]
+    return CaseResult(str(row["case"]), row["status"], str(row["reason"]), {key: _number(row[key]) for key in keys})
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number or null, found {value!r}")
+    return float(value)
+
+
+def _refuse_different(first: Submission, other: Submission) -> None:
+    for what, mine, theirs in (
+        ("the rules of edition", first.edition, other.edition),
+        ("the policy for failed cases", first.policy, other.policy),
+    ):
+        if mine != theirs:
+            raise AutopetError(
+                f"{first.name!r} was evaluated with {what} {mine!r}, {other.name!r} with {theirs!r}; "
+                "evaluate both in the same way"
+            )
+    mine_only = _named({case.case for case in first.cases} - {case.case for case in other.cases})
+    theirs_only = _named({case.case for case in other.cases} - {case.case for case in first.cases})
+    if mine_only or theirs_only:
+        raise AutopetError(
+            f"{first.name!r} and {other.name!r} were evaluated on different cases "
+            f"(only the first: {mine_only or 'none'}; "
+            f"only the second: {theirs_only or 'none'}); evaluate both on the same ground truth"
+        )
+
+
+def _named(cases: set[str]) -> str:
+    listed = sorted(cases)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
