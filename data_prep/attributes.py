@@ -1,0 +1,126 @@
+"""Read attributes of DICOM headers: text, numbers, where a plane lies; errors name the tag.
+
+Section numbers are those of DICOM PS3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+
+from autopet.errors import AutopetError
+
+COSINE_TOLERANCE = 1e-3  # direction cosines are rounded to as few as four digits
+
+
+def tag_name(keyword: str) -> str:
+    """Keyword and number of an attribute: `PatientWeight (0010,1030)`."""
+    tag = pydicom.tag.Tag(tag_for_keyword(keyword) or 0)
+    return f"{keyword} ({tag.group:04X},{tag.element:04X})"
+
+
+def values(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """Values of an attribute as text, none when it is absent or empty."""
+    value = header.get(keyword)
+    if value is None or value == "":
+        return ()
+    return (
+        tuple(str(item) for item in value) if isinstance(value, (list, pydicom.multival.MultiValue)) else (str(value),)
+    )
+
+
+@dataclass
+class Reader:
+    """Reads attributes of one header and keeps a record of what was used."""
+
+    header: Dataset
+    inputs: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def injection(self) -> Dataset:
+        """The first item of RadiopharmaceuticalInformationSequence (C.8.9.2)."""
+        items = self.header.get("RadiopharmaceuticalInformationSequence")
+        if not items:
+            tag = tag_name("RadiopharmaceuticalInformationSequence")
+            raise AutopetError(f"{tag} is missing: dose and injection time are unknown; add it to the PET headers")
+        return items[0]
+
+    def text(self, keyword: str, source: Dataset | None = None) -> str:
+        """An attribute as text, empty when it is absent."""
+        found = values(self.header if source is None else source, keyword)
+        if found:
+            self.inputs[keyword] = "\\".join(found).strip()
+        return found[0].strip() if found else ""
+
+    def number(self, keyword: str, source: Dataset | None = None) -> float | None:
+        """An attribute as a finite number, None when it is absent."""
+        text = self.text(keyword, source)
+        if not text:
+            return None
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not np.isfinite(number):
+            raise AutopetError(f"{tag_name(keyword)} is {text!r}, expected a number; correct the PET headers")
+        return number
+
+    def positive(self, keyword: str, unit: str, source: Dataset | None = None) -> float:
+        """A number that must be there and above zero."""
+        number = self.number(keyword, source)
+        if number is None or number <= 0:
+            found = "missing" if number is None else f"{number:g}"
+            raise AutopetError(f"{tag_name(keyword)} is {found}, expected {unit} above 0; correct the PET headers")
+        return number
+
+    def private(self, group: int, creator: str, element: int) -> str:
+        """A private attribute of a vendor's block (PS3.5 7.8.1), empty when it is absent."""
+        try:
+            value = self.header.private_block(group, creator)[element].value
+        except KeyError:
+            return ""
+        text = (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
+        self.inputs[f"({group:04X},10{element:02X}) {creator}"] = text
+        return text
+
+
+# --- geometry (C.7.6.2.1.1) ------------------------------------------------------------------------------------------
+
+
+def position(header: Dataset) -> np.ndarray:
+    """(3,) ImagePositionPatient: centre of the first voxel in LPS mm."""
+    return np.array(_numbers(header, "ImagePositionPatient", 3))
+
+
+def orientation(header: Dataset) -> np.ndarray:
+    """(3, 3) unit vectors: along a row (x), along a column (y), and their cross product (z)."""
+    cosines = np.reshape(_numbers(header, "ImageOrientationPatient", 6), (2, 3))
+    lengths = np.linalg.norm(cosines, axis=1)
+    if np.abs(lengths - 1).max() > COSINE_TOLERANCE or abs(cosines[0] @ cosines[1]) > COSINE_TOLERANCE:
+        raise AutopetError(
+            f"{tag_name('ImageOrientationPatient')} is {cosines.ravel()}: not two orthogonal unit vectors"
+        )
+    x = cosines[0] / lengths[0]
+    z = np.cross(x, cosines[1])
+    z /= np.linalg.norm(z)
+    return np.stack([x, np.cross(z, x), z])
+
+
+def _numbers(header: Dataset, keyword: str, count: int) -> list[float]:
+    found = [float(value) for value in values(header, keyword)]
+    if len(found) != count or not np.isfinite(found).all():
+        raise AutopetError(
+            f"{tag_name(keyword)} needs {count} numbers, found {found or 'none'}; export the series anew"
+        )
+    return found
+
+
+def pixel_spacing(header: Dataset) -> tuple[float, float]:
+    """PixelSpacing as (x, y) in mm; DICOM stores the distance of the rows, y, first (10.7.1.3)."""
+    y, x = _numbers(header, "PixelSpacing", 2)
+    return x, y

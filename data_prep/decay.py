@@ -1,0 +1,158 @@
+"""The moment that PET voxels are decay-corrected to, and the moment of the injection before it.
+
+After the QIBA FDG-PET/CT profile, appendix G; section numbers are those of DICOM PS3.3.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from autopet.errors import AutopetError
+from data_prep.attributes import Reader, tag_name, values
+from data_prep.times import DAY, acquisition_moment, moment_of, split_datetime, time_of_day
+
+LONGEST_UPTAKE_HALF_LIVES = 10.0  # beyond this nothing is left to image: a date or time is wrong
+SAME_MOMENT_S = 1.0
+GE_CREATOR, GE_GROUP, GE_SCAN_DATETIME = "GEMS_PETD_01", 0x0009, 0x0D
+
+
+def decay_moments(
+    reader: Reader, series: Sequence[Dataset], correction: str, half_life_s: float
+) -> tuple[list[dt.datetime], str]:
+    """The moment of every slice's activity, and a name of it."""
+    if correction == "NONE":  # each slice has the mean activity of its own frame
+        moments = [acquisition_moment(header) + _mean_delay(header, half_life_s) for header in series]
+        _note_acquisition(reader, min(series, key=acquisition_moment))
+        return moments, "AcquisitionTime + time of the frame's mean activity"
+    moment, named = _series_start(reader, series, half_life_s)
+    return [moment] * len(series), named
+
+
+def _series_start(reader: Reader, series: Sequence[Dataset], half_life_s: float) -> tuple[dt.datetime, str]:
+    """Start of the first acquisition: SeriesTime, unless a later reconstruction has overwritten it."""
+    earliest = min(series, key=acquisition_moment)
+    acquired = acquisition_moment(earliest)
+    if reader.text("SeriesTime"):
+        reader.text("SeriesDate")
+        started = moment_of(reader.header, "SeriesDate", "SeriesTime")
+        if started <= acquired:
+            return started, "SeriesTime"
+        text = (
+            f"{tag_name('SeriesTime')} {started.isoformat()} is later than the earliest {tag_name('AcquisitionTime')}"
+        )
+    else:
+        text = f"{tag_name('SeriesTime')} is missing"
+    _note_acquisition(reader, earliest)
+    private = reader.private(GE_GROUP, GE_CREATOR, GE_SCAN_DATETIME)
+    if private:
+        reader.warnings.append(f"{text} {acquired.isoformat()}: the scan start is (0009,100D) of {GE_CREATOR}")
+        return _ge_start(reader, private, acquired), "(0009,100D)"
+    return _derived_start(reader, series, half_life_s, text)
+
+
+def _ge_start(reader: Reader, private: str, acquired: dt.datetime) -> dt.datetime:
+    """GE's private scan start; its date is not shifted by anonymisers that shift the others."""
+    date, time = split_datetime(private, "(0009,100D)")
+    started = dt.datetime.combine(date, dt.time()) + time
+    if abs(started - acquired) > DAY:
+        reader.warnings.append(f"(0009,100D) is dated {date}, the acquisition {acquired.date()}: only its time is used")
+        started = dt.datetime.combine(acquired.date(), dt.time()) + time
+        started -= DAY if started - acquired > DAY / 2 else dt.timedelta()
+    return started
+
+
+def _derived_start(reader: Reader, series: Sequence[Dataset], half_life_s: float, text: str) -> tuple[dt.datetime, str]:
+    """Start of the series from its slices: AcquisitionTime - FrameReferenceTime + delay of the frame's mean activity.
+
+    FrameReferenceTime (0054,1300) counts from the series' start to the moment of a frame's mean activity (C.8.9.4.1.5).
+    """
+    starts = []
+    for header in series:
+        reference_ms = values(header, "FrameReferenceTime")
+        if not reference_ms or not values(header, "ActualFrameDuration"):
+            acquired = min(acquisition_moment(item) for item in series)
+            reader.warnings.append(
+                f"{text}, and {tag_name('FrameReferenceTime')} or {tag_name('ActualFrameDuration')} is missing: the "
+                f"earliest acquisition {acquired.isoformat()} is taken as the start of the series"
+            )
+            return acquired, "earliest AcquisitionTime"
+        reference, delay = dt.timedelta(milliseconds=float(reference_ms[0])), _mean_delay(header, half_life_s)
+        early = reference + dt.timedelta(seconds=SAME_MOMENT_S) < delay  # counted to the frame's start, not to its mean
+        starts.append(acquisition_moment(header) - reference + (dt.timedelta() if early else delay))
+    spread_s = (max(starts) - min(starts)).total_seconds()
+    if spread_s > SAME_MOMENT_S:
+        reader.warnings.append(f"slices disagree by {spread_s:.1f} s on the start of the series; the earliest is used")
+    reader.warnings.append(f"{text}: the start of the series is derived from {tag_name('FrameReferenceTime')}")
+    return min(starts), "AcquisitionTime - FrameReferenceTime + time of the frame's mean activity"
+
+
+def _mean_delay(header: Dataset, half_life_s: float) -> dt.timedelta:
+    """From a frame's start to the moment that has its mean activity: ln(x / (1 - exp(-x))) / lambda, x = lambda T."""
+    duration_ms = values(header, "ActualFrameDuration")
+    if not duration_ms or float(duration_ms[0]) <= 0:
+        found = duration_ms[0] if duration_ms else "missing"
+        raise AutopetError(
+            f"{tag_name('ActualFrameDuration')} is {found}, expected ms above 0; correct the PET headers"
+        )
+    decay = np.log(2.0) / half_life_s
+    x = decay * float(duration_ms[0]) / 1000.0
+    return dt.timedelta(seconds=float(np.log(x / -np.expm1(-x)) / decay))
+
+
+def _note_acquisition(reader: Reader, header: Dataset) -> None:
+    for keyword in ("AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration"):
+        reader.text(keyword, header)
+
+
+# --- injection -------------------------------------------------------------------------------------------------------
+
+
+def injection_moment(reader: Reader, reference: dt.datetime, half_life_s: float) -> dt.datetime:
+    """Moment of the injection, before `reference`."""
+    injection = reader.injection
+    full = reader.text("RadiopharmaceuticalStartDateTime", injection)
+    time = reader.text("RadiopharmaceuticalStartTime", injection)
+    if full:
+        tag = tag_name("RadiopharmaceuticalStartDateTime")
+        date, moment = split_datetime(full, tag)
+        injected = dt.datetime.combine(date, dt.time()) + moment
+        problem = _impossible_uptake(reference - injected, half_life_s)
+        if not problem:
+            return injected
+        apart = time_of_day(time, tag_name("RadiopharmaceuticalStartTime")) - moment if time else DAY
+        shifted = abs(apart) < dt.timedelta(minutes=1)
+        if not shifted or abs(reference - injected) < DAY:
+            raise AutopetError(
+                f"{tag} is {injected.isoformat()}: {problem} {reference.isoformat()}; correct the PET headers"
+            )
+        reader.warnings.append(f"{tag} is dated {date}, the scan {reference.date()}: only its time is used")
+    elif not time:
+        names = f"{tag_name('RadiopharmaceuticalStartDateTime')} and {tag_name('RadiopharmaceuticalStartTime')}"
+        raise AutopetError(f"{names} are missing: the injection time is unknown; add one to the PET headers")
+    return _injected_at(reader, time, reference, half_life_s)
+
+
+def _injected_at(reader: Reader, time: str, reference: dt.datetime, half_life_s: float) -> dt.datetime:
+    """The injection from its time of day: on the day of the scan, or the day before when midnight lies between."""
+    tag = tag_name("RadiopharmaceuticalStartTime")
+    moment = dt.datetime.combine(reference.date(), dt.time()) + time_of_day(time, tag)
+    injected = moment - DAY if moment > reference else moment
+    problem = _impossible_uptake(reference - injected, half_life_s)
+    if problem:
+        raise AutopetError(f"{tag} is {time}: {problem} {reference.isoformat()}; correct the PET headers")
+    if injected != moment:
+        reader.warnings.append(f"{tag} {time} is later than the scan {reference.isoformat()}: taken as the day before")
+    return injected
+
+
+def _impossible_uptake(uptake: dt.timedelta, half_life_s: float) -> str:
+    seconds = uptake.total_seconds()
+    if seconds < 0:
+        return f"{-seconds:.0f} s after the scan's decay reference"
+    if seconds > LONGEST_UPTAKE_HALF_LIVES * half_life_s:
+        return f"{seconds / half_life_s:.0f} half-lives ({seconds / 3600:.1f} h) before the scan's decay reference"
+    return ""

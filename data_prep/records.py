@@ -1,0 +1,121 @@
+"""What a cohort is written with: the rows of prep.csv, and the folder of a case with its images and audit.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from autopet.cohort import TABLE, write_table
+from autopet.errors import AutopetError, one_line
+from autopet.images import write_image
+from autopet.volume import Volume
+
+AUDIT = "audit.json"
+COLUMNS = (
+    "case", "patient_id", "study_uid", "study_date", "status", "reason", "folder", "tracer", "centre", "diagnosis",
+    "suv_factor", "suv_max", "lesion_voxels", "lesion_ml", "warnings", "ct_series_uid", "pet_series_uid",
+)  # fmt: skip
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def write_rows(out: Path, rows: Sequence[dict]) -> list[dict]:
+    """Write prep.csv, sorted by case, and return its rows."""
+    ordered = sorted(rows, key=lambda row: row["case"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_table(out / TABLE, ordered, COLUMNS)
+    except OSError as error:
+        raise AutopetError(
+            f"{out / TABLE}: cannot be written (disk full or no permission?): {one_line(error)}"
+        ) from error
+    return ordered
+
+
+def row_of(case: str, **filled: object) -> dict:
+    """A row of prep.csv with its unknown columns empty."""
+    unknown = set(filled) - set(COLUMNS)
+    assert not unknown, f"no such columns: {unknown}"
+    return {**dict.fromkeys(COLUMNS, ""), "case": case, **filled}
+
+
+def measures(suv: Volume, mask: Volume | None) -> dict[str, object]:
+    """Columns suv_max (of the whole image), lesion_voxels and lesion_ml; the latter empty without a mask."""
+    columns: dict[str, object] = {"suv_max": round(float(suv.array.max()), 4)}
+    if mask is not None:
+        voxels = int(np.count_nonzero(mask.array))
+        columns.update(lesion_voxels=voxels, lesion_ml=round(voxels * mask.voxel_volume_ml, 4))
+    return columns
+
+
+def safe_name(text: str) -> str:
+    """Text as a file name: letters, digits, `_` and `-`, at most 100 characters."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:100] or "case"
+
+
+def reason_of(error: BaseException) -> str:
+    """One line; with the type of errors that nobody expected."""
+    return one_line(error) if isinstance(error, AutopetError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write to; it takes the place of `folder` at the end, or vanishes after an error."""
+    part, old = part_of(folder), folder.with_name(f".old-{folder.name}")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def part_of(folder: Path) -> Path:
+    """Where `whole_folder` writes until all is there."""
+    return folder.with_name(f".part-{folder.name}")
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for pattern in (".part-*", ".old-*"):
+        for path in sorted(out.glob(pattern)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_images(folder: Path, images: dict[str, Volume]) -> list[str]:
+    """Write NIfTI files; returns their names."""
+    return [write_image(folder / f"{name}.nii.gz", volume).name for name, volume in images.items()]
+
+
+def write_audit(
+    folder: Path, *, files: Sequence[str], row: dict, images: dict[str, Volume], **sections: object
+) -> None:
+    """Write audit.json: settings, source, how each value came about, and the geometry of every image."""
+    geometry = {
+        name: {
+            "shape_zyx": volume.shape,
+            "spacing_mm": volume.spacing_mm,
+            "origin_mm": volume.origin_mm,
+            "direction": volume.direction,
+            "dtype": str(volume.array.dtype),
+        }
+        for name, volume in images.items()
+    }
+    audit = {**sections, "geometry": geometry, "files": list(files), "row": row}
+    (folder / AUDIT).write_text(json.dumps(audit, indent=2) + "\n")

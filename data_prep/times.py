@@ -1,0 +1,55 @@
+"""Dates and times of DICOM headers (PS3.5 6.2, DA, TM and DT)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from pydicom.dataset import Dataset
+
+from autopet.errors import AutopetError
+from data_prep.attributes import tag_name, values
+
+DAY = dt.timedelta(days=1)
+NO_DATE = dt.date(1900, 1, 2)  # for headers without any date
+
+
+def acquisition_moment(header: Dataset) -> dt.datetime:
+    """AcquisitionDate and AcquisitionTime, local."""
+    return moment_of(header, "AcquisitionDate", "AcquisitionTime")
+
+
+def moment_of(header: Dataset, date_keyword: str, time_keyword: str) -> dt.datetime:
+    """Date and time of two attributes; the date falls back on that of acquisition, series and study."""
+    time = values(header, time_keyword)
+    if not time:
+        raise AutopetError(f"{tag_name(time_keyword)} is missing; correct the PET headers")
+    keywords = (date_keyword, "AcquisitionDate", "SeriesDate", "StudyDate")
+    found = next(((keyword, values(header, keyword)[0]) for keyword in keywords if values(header, keyword)), None)
+    date = _date(found[1], tag_name(found[0])) if found else NO_DATE
+    return dt.datetime.combine(date, dt.time()) + time_of_day(time[0], tag_name(time_keyword))
+
+
+def _date(text: str, tag: str) -> dt.date:
+    try:
+        return dt.datetime.strptime(text.strip().replace(".", "").replace("-", ""), "%Y%m%d").date()
+    except ValueError as error:
+        raise AutopetError(f"{tag} is {text!r}, expected YYYYMMDD; correct the PET headers") from error
+
+
+def time_of_day(text: str, tag: str) -> dt.timedelta:
+    """HH, HHMM, HHMMSS or HHMMSS.ffffff since midnight; colons of old files are allowed."""
+    match = re.fullmatch(r"(\d\d)(?:(\d\d)(?:(\d\d)(\.\d*)?)?)?", text.strip().replace(":", ""))
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3]) if match else (99, 0, 0)
+    if match is None or hours > 23 or minutes > 59 or seconds > 60:
+        raise AutopetError(f"{tag} is {text!r}, expected HHMMSS.ffffff; correct the PET headers")
+    fraction = float(match[4]) if match[4] and len(match[4]) > 1 else 0.0
+    return dt.timedelta(hours=hours, minutes=minutes, seconds=seconds + fraction)
+
+
+def split_datetime(text: str, tag: str) -> tuple[dt.date, dt.timedelta]:
+    """YYYYMMDDHHMMSS.ffffff, an offset from UTC at its end is dropped: the other times are local too."""
+    local = re.sub(r"[+-]\d{4}$", "", text.strip())
+    if len(local) < 10:
+        raise AutopetError(f"{tag} is {text!r}, expected YYYYMMDDHHMMSS; correct the PET headers")
+    return _date(local[:8], tag), time_of_day(local[8:], tag)

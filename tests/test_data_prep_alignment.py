@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autopet.errors import AutopetError
+from autopet.volume import Volume
+from data_prep.alignment import ct_cover_warnings, ct_on_grid
+
+PET = Volume(np.zeros((4, 2, 2), np.float32), (2.0, 2.0, 2.0))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_ct_is_minus_1024_beyond_its_end_and_keeps_its_kind(dtype):
+    result = ct_on_grid(Volume(np.full((2, 2, 2), 40, dtype), (2.0, 2.0, 2.0)), PET)
+    assert result.array.dtype == dtype
+    assert result.same_grid(PET)
+    assert result.array[:, 0, 0].tolist() == [40, 40, -1024, -1024]
+
+
+def test_cover():
+    assert ct_cover_warnings(PET, PET) == []
+    short = Volume(np.zeros((2, 2, 2), np.int16), (2.0, 2.0, 2.0))
+    assert "beyond" in ct_cover_warnings(short, PET)[0]
+    with pytest.raises(AutopetError, match="do not overlap"):
+        ct_cover_warnings(Volume(short.array, (2.0, 2.0, 2.0), (0.0, 0.0, 100.0)), PET)
