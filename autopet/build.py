@@ -94,9 +94,9 @@ def build_image(recipe: Recipe, *, tag: str = "") -> str:
     AutopetError
         No engine, a missing base image or file, or a build step that failed (its last lines are in the message).
     """
+    import docker
     from docker.errors import BuildError, DockerException
 
-    import docker
     from autopet.engine import connect
 
     client = connect()

@@ -39,6 +39,21 @@ class AnyEngine(StrEnum):
     local = "local"
 
 
+class Tracer(StrEnum):
+    """Tracers of a phantom cohort."""
+
+    fdg = "fdg"
+    psma = "psma"
+    mixed = "mixed"
+
+
+class Size(StrEnum):
+    """Matrix sizes of a phantom cohort."""
+
+    small = "small"
+    full = "full"
+
+
 class Api(StrEnum):
     """How the platform calls an image."""
 
@@ -68,9 +83,9 @@ def phantom(
         Path | None, typer.Option(help="Folder of organ label maps (NIfTI) to use as anatomy.")
     ] = None,
     size: Annotated[
-        str, typer.Option(help="small: about 4x4x6 mm PET, for CPU training; full: real matrix sizes.")
-    ] = "small",
-    tracer: Annotated[str, typer.Option(help="fdg, psma or mixed.")] = "mixed",
+        Size, typer.Option(help="small: about 4x4x6 mm PET, for CPU training; full: real matrix sizes.")
+    ] = Size.small,
+    tracer: Annotated[Tracer, typer.Option(help="mixed: both in turn.")] = Tracer.mixed,
     positive_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of patients with lesions.")] = 0.75,
     workers: Workers = 1,
 ) -> None:
@@ -78,9 +93,15 @@ def phantom(
     from data_prep.phantom import write_cohort
 
     rows = write_cohort(
-        out, cases=cases, seed=seed, organ_maps=organ_maps, size=size, tracer=tracer,
-        positive_fraction=positive_fraction, workers=workers,
-    )  # fmt: skip
+        out,
+        cases=cases,
+        seed=seed,
+        organ_maps=organ_maps,
+        size=size.value,
+        tracer=tracer.value if tracer is Tracer.mixed else tracer.value.upper(),
+        positive_fraction=positive_fraction,
+        workers=workers,
+    )
     console.print(f"{len(rows)} studies in {out}; convert them with: autopet prep {out} nifti", highlight=False)
 
 
@@ -388,6 +409,11 @@ def main() -> None:
     try:
         app()
     except AutopetError as error:
+        console.print(f"error: {one_line(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission: the machine's, not the program's fault
+        if error.errno is None:
+            raise
         console.print(f"error: {one_line(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

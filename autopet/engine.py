@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from autopet.build import REPOSITORY
 from autopet.checkpoint import open_to_all
@@ -26,9 +26,8 @@ from autopet.errors import AutopetError
 from autopet.methods import find_method
 
 if TYPE_CHECKING:
-    from docker.models.containers import Container
-
     import docker
+    from docker.models.containers import Container
 
 API_LABEL = "org.grand-challenge.api-method"
 HEALTH_LIMIT_S = 300.0  # the platform's limit until /health must be 200
@@ -62,9 +61,8 @@ class Outcome:
 
 def connect() -> docker.DockerClient:
     """The local Docker engine; AutopetError when none answers."""
-    from docker.errors import DockerException
-
     import docker
+    from docker.errors import DockerException
 
     try:
         client = docker.from_env(timeout=3600)
@@ -320,14 +318,9 @@ def _ask(box: Container, verb: str, path: str, timeout_s: float, *, expected: in
 
 def _copy_out(box: Container, target: Path, most_bytes: int) -> None:
     """Unpack /output of the stopped container: plain files and folders only, never more than `most_bytes`."""
-    stream, _ = box.get_archive("/output")
     with tempfile.TemporaryFile() as spool:
-        size = 0
-        for chunk in stream:
-            size += len(chunk)
-            if size > most_bytes:
-                raise _CaseFailedError(f"the container left more than {most_bytes / 1024**3:.3g} GiB in /output", "")
-            spool.write(chunk)
+        if not _spool(box, spool, most_bytes):
+            raise _CaseFailedError(f"the container left more than {most_bytes / 1024**3:.3g} GiB in /output", "")
         spool.seek(0)
         with tarfile.open(fileobj=spool) as archive:
             for member in archive:
@@ -339,6 +332,22 @@ def _copy_out(box: Container, target: Path, most_bytes: int) -> None:
                         f"the container left {inside}, which is neither a file nor a folder, in /output", ""
                     )
                 archive.extract(_renamed(member, inside), target, filter="data")
+
+
+def _spool(box: Container, spool: IO[bytes], most_bytes: int) -> bool:
+    """Write the archive of /output to a file; False when it is larger than allowed.
+
+    Returns before anything is raised: the engine cannot remove a container while its archive is still being read, and
+    the connection closes only when nothing, no traceback either, refers to the stream any more.
+    """
+    stream, _ = box.get_archive("/output")
+    size = 0
+    for chunk in stream:
+        size += len(chunk)
+        if size > most_bytes:
+            return False
+        spool.write(chunk)
+    return True
 
 
 def _renamed(member: tarfile.TarInfo, name: Path) -> tarfile.TarInfo:

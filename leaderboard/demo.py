@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_wheelhouse
 from autopet.checkpoint import CONFIG
-from autopet.cohort import SPLIT, TABLE, Case, read_cohort, select_part, split_patients, write_table
+from autopet.cohort import SPLIT, TABLE, Case, read_cohort, read_table, select_part, split_patients, write_table
 from autopet.engine import connect, docker_answers
 from autopet.errors import AutopetError
 from autopet.methods import find_method, list_methods
@@ -25,9 +25,10 @@ DEFAULT_METHODS = ("threshold", "nnunet")
 class Demo:
     """The size of the demonstration."""
 
-    cases: int = 18
+    cases: int = 24
+    tracer: str = "FDG"
     seed: int = 2022
-    test_fraction: float = 1 / 3
+    test_fraction: float = 0.25
     workers: int = 2
 
 
@@ -54,6 +55,7 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
     results = []
     for name in names:
         model = _train(out, name, train_cases)
+        _stage(4, f"run {name} on {len(test_cases)} test cases, engine {engine}")
         entry = Entry(name, _image(out, name) if engine == "docker" else name, engine, model)
         run_cohort(entry, test_cases, out / "submissions" / name)
         results.append(_evaluate(out, name, test_cases, demo))
@@ -92,7 +94,6 @@ def _once(complete: bool, what: str, make: Callable[[], object]) -> None:
 
 def _cohort(out: Path, demo: Demo) -> list[Case]:
     from data_prep.convert import prepare
-
     from data_prep.phantom import write_cohort
 
     recipe = out / "demo.txt"
@@ -101,17 +102,22 @@ def _cohort(out: Path, demo: Demo) -> list[Case]:
         raise AutopetError(
             f"{out} holds a run with other settings ({recipe.read_text().strip()}); choose another --out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(wanted)
+    if not recipe.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(wanted)
     _stage(1, "phantom DICOM")
     dicom, nifti = out / "dicom", out / "nifti"
     _once(
-        (dicom / "metadata.csv").is_file(),
+        _rows(dicom / "metadata.csv") == demo.cases,
         "phantom cohort",
-        lambda: write_cohort(dicom, cases=demo.cases, seed=demo.seed, workers=demo.workers),
+        lambda: write_cohort(dicom, cases=demo.cases, seed=demo.seed, tracer=demo.tracer, workers=demo.workers),
     )
     _stage(2, "DICOM to SUV, CT on the PET grid, lesion mask")
-    _once((nifti / TABLE).is_file(), "conversion", lambda: prepare(dicom, nifti, workers=demo.workers))
+    _once(
+        _rows(nifti / TABLE, status="converted") == demo.cases,
+        "conversion",
+        lambda: prepare(dicom, nifti, workers=demo.workers),
+    )
     cases = read_cohort(nifti)
     if len(cases) != demo.cases:
         raise AutopetError(
@@ -120,6 +126,12 @@ def _cohort(out: Path, demo: Demo) -> list[Case]:
     parts = split_patients(cases, test_fraction=demo.test_fraction, seed=demo.seed)
     write_table(out / SPLIT, [{"case": name, "part": part} for name, part in sorted(parts.items())], ["case", "part"])
     return cases
+
+
+def _rows(table: Path, **wanted: str) -> int:
+    """Rows of a table that hold the wanted values; 0 when there is no table yet."""
+    rows = read_table(table) if table.is_file() else []
+    return sum(all(row[column] == value for column, value in wanted.items()) for row in rows)
 
 
 def _train(out: Path, name: str, cases: list[Case]) -> Path:
@@ -141,7 +153,6 @@ def _train(out: Path, name: str, cases: list[Case]) -> Path:
 
 def _image(out: Path, name: str) -> str:
     """The method's image, built from what this machine can reach."""
-    _stage(4, f"container of {name}")
     wheels = out / "wheelhouse" / name
     marker = wheels / "complete"
     if not marker.is_file():

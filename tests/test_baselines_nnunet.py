@@ -36,7 +36,10 @@ TINY = replace(
 
 def test_presets_are_the_published_and_the_small_one():
     assert (PRESETS["paper"].epochs, PRESETS["paper"].learning_rate, PRESETS["paper"].patch) == (1000, 1e-4, ())
+    assert PRESETS["paper"].optimizer == "sgd"
     assert PRESETS["demo"].folds == ("all",)
+    with pytest.raises(AutopetError, match="use sgd or adam"):
+        Settings(optimizer="lion")
 
 
 def test_adapt_plans_changes_only_what_is_set():

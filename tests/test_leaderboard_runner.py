@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autopet.cohort import Case
+from autopet.images import read_image
+from autopet.sockets import CT, PET, read_inputs
+from baselines.threshold.model import Settings
+from baselines.threshold.train import train
+from evaluation.evaluate import evaluate
+from leaderboard import runner
+from leaderboard.runner import FAILED, SUCCEEDED, Entry, case_pk, run_cohort, stage_case
+
+
+@pytest.fixture(scope="module")
+def entry(cohort: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Entry:
+    out = tmp_path_factory.mktemp("model") / "threshold"
+    return Entry("threshold", "threshold", "local", train(cohort, out, settings=Settings(), work=out, device="cpu"))
+
+
+def test_staged_case_is_what_the_front_end_reads(cohort: list[Case], tmp_path: Path):
+    folder = stage_case(cohort[0], tmp_path / "input")
+    inputs = read_inputs(folder, (PET, CT))
+    assert inputs.stem == "case00"
+    assert (inputs["pet"].array == read_image(cohort[0].suv).array).all()
+    assert {path.stat().st_mode & 0o004 for path in folder.rglob("*")} == {0o004}  # a container's user can read it
+
+
+def test_a_second_run_runs_only_what_is_missing_or_failed(
+    entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch
+):
+    ran: list[str] = []
+    real = runner.run_case
+
+    def sometimes(target, folder, output, **options):
+        ran.append(output.parent.name)
+        if len(ran) == 2:
+            return runner.Outcome(False, 1.0, "error: broken", "log\nerror: broken")
+        return real(target, folder, output, **options)
+
+    monkeypatch.setattr(runner, "run_case", sometimes)
+    jobs = run_cohort(entry, cohort[:2], tmp_path)
+    assert [job["status"] for job in jobs] == [SUCCEEDED, FAILED]
+    assert jobs[1]["error_message"] == "error: broken"
+    assert (tmp_path / jobs[1]["pk"] / "log.txt").read_text().endswith("broken")
+    jobs = run_cohort(entry, cohort[:3], tmp_path)
+    assert ran == [case_pk(cohort[index]) for index in (0, 1, 1, 2)]
+    assert [job["status"] for job in jobs] == [SUCCEEDED] * 3
+    assert json.loads((tmp_path / "predictions.json").read_text()) == jobs
+
+
+def test_a_kill_loses_no_finished_case(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch):
+    real = runner.run_case
+    count = 0
+
+    def killed(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runner, "run_case", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_cohort(entry, cohort[:3], tmp_path)
+    assert [job["status"] for job in json.loads((tmp_path / "predictions.json").read_text())] == [SUCCEEDED]
+    run_cohort(entry, cohort[:3], tmp_path)
+    assert count == 4  # the first case was not run again
+
+
+def test_the_evaluation_reads_a_run_unchanged(entry: Entry, cohort: list[Case], tmp_path: Path):
+    run_cohort(entry, cohort[:2], tmp_path / "run")
+    names = [case.name for case in cohort[:2]]
+    metrics = evaluate(cohort[0].folder.parent, tmp_path / "run", tmp_path / "metrics.json", cases=names)
+    assert [(row["case"], row["status"]) for row in metrics["results"]] == [("case00", "scored"), ("case01", "scored")]
