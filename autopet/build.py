@@ -86,6 +86,17 @@ def make_wheelhouse(method: str, folder: Path) -> Path:
     return folder
 
 
+def make_debian_base() -> str:
+    """Make the base image from Debian's packages with docker/debian-base.sh; AutopetError when it cannot."""
+    command = ["bash", str(_source("docker/debian-base.sh")), DEBIAN_BASE]
+    with console.status(f"making {DEBIAN_BASE} from Debian's packages"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise AutopetError(f"{REGISTRY_BASE} cannot be pulled and docker/debian-base.sh failed: {reason}")
+    return DEBIAN_BASE
+
+
 def build_image(recipe: Recipe, *, tag: str = "") -> str:
     """Build the image with the local Docker engine; returns its tag.
 

@@ -74,13 +74,18 @@ def connect() -> docker.DockerClient:
     return client
 
 
-def docker_answers() -> bool:
-    """Whether a Docker engine can be used."""
+def image_id(tag: str) -> str:
+    """The content identifier of a local image."""
+    from docker.errors import ImageNotFound
+
     try:
-        connect().close()
-    except (AutopetError, ModuleNotFoundError):
-        return False
-    return True
+        return str(connect().images.get(tag).id)
+    except ImageNotFound as error:
+        raise AutopetError(_no_image(tag)) from error
+
+
+def _no_image(tag: str) -> str:
+    return f"image {tag} is not here; build it with `autopet build` or load it with docker load"
 
 
 def run_local(
@@ -245,9 +250,7 @@ def _container(
         _open_output(box)
         yield box
     except ImageNotFound as error:
-        raise AutopetError(
-            f"image {image} is not here; build it with `autopet build` or load it with docker load"
-        ) from error
+        raise AutopetError(_no_image(image)) from error
     except APIError as error:
         raise AutopetError(f"the Docker engine refused to run {image}: {error.explanation or error}") from error
     finally:

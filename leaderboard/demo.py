@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_wheelhouse
+from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_debian_base, make_wheelhouse
 from autopet.checkpoint import CONFIG
 from autopet.cohort import SPLIT, TABLE, Case, read_cohort, read_table, select_part, split_patients, write_table
-from autopet.engine import connect, docker_answers
-from autopet.errors import AutopetError
+from autopet.engine import connect
+from autopet.errors import AutopetError, one_line
 from autopet.methods import find_method, list_methods
 from autopet.progress import console
 from leaderboard.runner import Entry, run_cohort
@@ -48,37 +48,39 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
     for name in names:
         find_method(name).module("train")  # a missing dependency shows before the work starts
     out = out.resolve()
-    engine = choose_engine(engine)
+    base = choose_base(engine)
     cases = _cohort(out, demo)
     train_cases = select_part(cases, out / SPLIT, "train")
     test_cases = select_part(cases, out / SPLIT, "test")
     results = []
     for name in names:
         model = _train(out, name, train_cases)
-        _stage(4, f"run {name} on {len(test_cases)} test cases, engine {engine}")
-        entry = Entry(name, _image(out, name) if engine == "docker" else name, engine, model)
+        image = _image(out, name, base) if base else ""
+        _stage(4, f"run {name} on {len(test_cases)} test cases, {'in containers' if image else 'in subprocesses'}")
+        entry = Entry(name, image or name, "docker" if image else "local", model)
         run_cohort(entry, test_cases, out / "submissions" / name)
         results.append(_evaluate(out, name, test_cases, demo))
     return _leaderboard(out, results)
 
 
-def choose_engine(wanted: str) -> str:
-    """`docker` or `local`; says which and why when it had to choose."""
-    if wanted not in ("auto", "docker", "local"):
-        raise AutopetError(f"engine {wanted!r} is unknown; use auto, docker or local")
-    if wanted == "docker":
-        connect().close()
-        return wanted
-    if wanted == "local":
-        return wanted
-    found = docker_answers()
-    reason = (
-        "a Docker engine answers: methods run in containers"
-        if found
-        else "no Docker engine answers: methods run in subprocesses"
-    )
-    console.print(reason, highlight=False)
-    return "docker" if found else "local"
+def choose_base(engine: str) -> str:
+    """The base image to build the methods' images from; empty when methods run in subprocesses.
+
+    With engine `auto` it says which way was taken, and why.
+    """
+    if engine not in ("auto", "docker", "local"):
+        raise AutopetError(f"engine {engine!r} is unknown; use auto, docker or local")
+    if engine == "local":
+        return ""
+    try:
+        base = base_image()
+    except AutopetError as error:
+        if engine == "docker":
+            raise
+        console.print(f"methods run in subprocesses: {one_line(error)}", highlight=False, markup=False)
+        return ""
+    console.print(f"a Docker engine answers: methods run in containers, made from {base}", highlight=False)
+    return base
 
 
 def _stage(number: int, text: str) -> None:
@@ -151,19 +153,20 @@ def _train(out: Path, name: str, cases: list[Case]) -> Path:
     return model
 
 
-def _image(out: Path, name: str) -> str:
-    """The method's image, built from what this machine can reach."""
+def _image(out: Path, name: str, base: str) -> str:
+    """The method's image, with wheels that this machine's pip collects (the build itself needs no network)."""
+    _stage(4, f"container of {name}")
     wheels = out / "wheelhouse" / name
     marker = wheels / "complete"
     if not marker.is_file():
         with console.status(f"collecting wheels for {name}"):
             make_wheelhouse(name, wheels)
         marker.touch()
-    return build_image(Recipe(name, base_image=base_image(), wheelhouse=wheels))
+    return build_image(Recipe(name, base_image=base, wheelhouse=wheels))
 
 
 def base_image() -> str:
-    """A Python 3.11 base image that is here, else the registry's."""
+    """A Python 3.11 base image: one that is here, else the registry's, else one made from Debian's packages."""
     from docker.errors import DockerException, ImageNotFound
 
     client = connect()
@@ -174,12 +177,11 @@ def base_image() -> str:
         except ImageNotFound:
             continue
     try:
-        client.images.pull(*REGISTRY_BASE.split(":"))
-    except DockerException as error:
-        raise AutopetError(
-            f"{REGISTRY_BASE} cannot be pulled; make {DEBIAN_BASE} with docker/debian-base.sh, or use --engine local"
-        ) from error
-    return REGISTRY_BASE
+        with console.status(f"pulling {REGISTRY_BASE}"):
+            client.images.pull(*REGISTRY_BASE.split(":"))
+        return REGISTRY_BASE
+    except DockerException:
+        return make_debian_base()
 
 
 def _evaluate(out: Path, name: str, cases: list[Case], demo: Demo) -> str:

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopet.checkpoint import open_to_all
+from autopet.checkpoint import SUMS, open_to_all, sha256
 from autopet.cohort import Case
-from autopet.engine import Limits, Outcome, run_case
+from autopet.engine import Limits, Outcome, image_id, run_case
 from autopet.images import read_image, write_image
 from autopet.progress import console, track
 from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
 
 JOBS = "predictions.json"
+ORIGIN = "origin.json"  # which image or method, with which weights, the predictions are from
 SUCCEEDED, FAILED = "Succeeded", "Failed"
 
 
@@ -45,13 +46,16 @@ def case_pk(case: Case) -> str:
 def run_cohort(entry: Entry, cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
     """Run an entry on all cases; cases that succeeded before are kept, failed ones are tried again.
 
+    Predictions of another image or of other weights are not kept: all cases are run again, and it says so.
+
     Returns
     -------
     list of dict
         The jobs, as in predictions.json; one that failed has status `Failed` and `error_message`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    jobs = {job["pk"]: job for job in _finished(out, cases)}
+    _start_anew_if_changed(entry, out)
+    jobs = {job["pk"]: job for job in finished_jobs(out, cases)}
     todo = [case for case in cases if case_pk(case) not in jobs]
     if jobs:
         console.print(f"{entry.name}: {len(jobs)} of {len(cases)} cases are done already", highlight=False)
@@ -62,7 +66,22 @@ def run_cohort(entry: Entry, cases: Sequence[Case], out: Path) -> list[dict[str,
     return [jobs[case_pk(case)] for case in cases]
 
 
-def _finished(out: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
+def _start_anew_if_changed(entry: Entry, out: Path) -> None:
+    sums = entry.model / SUMS if entry.model else None
+    origin = {
+        "entry": image_id(entry.target) if entry.engine == "docker" else entry.target,
+        "model": sha256(sums) if sums and sums.is_file() else "",
+    }
+    text = json.dumps(origin, indent=2) + "\n"
+    path = out / ORIGIN
+    if (out / JOBS).is_file() and (not path.is_file() or path.read_text() != text):
+        console.print(f"{entry.name}: the image or the weights have changed, all cases are run again", highlight=False)
+        (out / JOBS).unlink()
+    path.write_text(text)
+
+
+def finished_jobs(out: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """The jobs of an earlier run that succeeded and whose outputs are still there."""
     listing = out / JOBS
     if not listing.is_file():
         return []

@@ -37,8 +37,9 @@ def test_a_second_run_redoes_nothing(finished: Path):
     before = times(finished)
     run_demo(finished, engine="local", methods=["threshold"], demo=SMALL)
     after = times(finished)
-    changed = {Path(path).relative_to(finished).parts[0] for path in after if after[path] != before.get(path)}
-    assert changed <= {"leaderboard", "split.csv"}
+    changed = {Path(path).relative_to(finished) for path in after if after[path] != before.get(path)}
+    changed = {path for path in changed if path.parts[0] != "leaderboard"}
+    assert changed <= {Path("split.csv"), Path("submissions/threshold/origin.json")}
 
 
 def test_a_lost_stage_is_made_again(finished: Path):
@@ -52,13 +53,20 @@ def test_another_demo_in_the_same_folder_is_refused(finished: Path):
         run_demo(finished, engine="local", methods=["threshold"], demo=Demo(cases=5))
 
 
-def test_engines(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demo, "docker_answers", lambda: False)
-    assert demo.choose_engine("auto") == "local"
-    monkeypatch.setattr(demo, "docker_answers", lambda: True)
-    assert demo.choose_engine("auto") == "docker"
+def test_engines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def no_engine() -> str:
+        raise AutopetError("no Docker engine answers")
+
+    monkeypatch.setattr(demo, "base_image", no_engine)
+    assert demo.choose_base("auto") == ""
+    assert "methods run in subprocesses: no Docker engine answers" in capsys.readouterr().err
+    with pytest.raises(AutopetError, match="no Docker engine answers"):
+        demo.choose_base("docker")
+    monkeypatch.setattr(demo, "base_image", lambda: "base:1")
+    assert demo.choose_base("auto") == demo.choose_base("docker") == "base:1"
+    assert demo.choose_base("local") == ""
     with pytest.raises(AutopetError, match="use auto, docker or local"):
-        demo.choose_engine("podman")
+        demo.choose_base("podman")
 
 
 def test_unknown_methods_show_before_the_work_starts(tmp_path: Path):

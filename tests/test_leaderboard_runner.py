@@ -52,6 +52,15 @@ def test_a_second_run_runs_only_what_is_missing_or_failed(
     assert json.loads((tmp_path / "predictions.json").read_text()) == jobs
 
 
+def test_other_weights_run_every_case_again(entry: Entry, cohort: list[Case], tmp_path: Path):
+    run_cohort(entry, cohort[:1], tmp_path / "run")
+    assert entry.model
+    other = train(cohort[:2], tmp_path / "other", settings=Settings(rule="fixed"), work=tmp_path, device="cpu")
+    before = (tmp_path / "run" / case_pk(cohort[0]) / "log.txt").stat().st_mtime_ns
+    run_cohort(Entry("threshold", "threshold", "local", other), cohort[:1], tmp_path / "run")
+    assert (tmp_path / "run" / case_pk(cohort[0]) / "log.txt").stat().st_mtime_ns > before
+
+
 def test_a_kill_loses_no_finished_case(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch):
     real = runner.run_case
     count = 0
