@@ -331,39 +331,38 @@ def evaluate(
     workers: Workers = 1,
 ) -> None:
     """Score predictions: Dice, false positive and false negative volume per case and over the cases."""
-    from evaluation.evaluate import evaluate as score
-
-    if image:
-        return _evaluate_in_container(image, ground_truth, predictions, out, edition)
     cases = [case.name for case in _cases(ground_truth, split, part)] if split else None
-    metrics = score(
-        ground_truth,
-        predictions,
-        out,
-        name=name,
-        edition=edition,
-        failed=failed,
-        images=images,
-        cases=cases,
-        workers=workers,
-    )
-    _show_scores(metrics)
+    if image:
+        from evaluation.container import evaluate_in_container
 
-
-def _evaluate_in_container(image: str, ground_truth: Path, predictions: Path, out: Path, edition: str) -> None:
-    import shutil
-    import tempfile
-
-    from autopet.engine import run_container
-
-    with tempfile.TemporaryDirectory(prefix="autopet-evaluation-") as folder:
-        mounts = {"/opt/ml/input/data/ground_truth": ground_truth.resolve()}
-        run_container(
-            image, predictions, Path(folder) / "output", mounts=mounts, environment={"AUTOPET_EDITION": edition}
+        options = [
+            "--name",
+            name or out.parent.name,
+            "--edition",
+            edition,
+            "--failed",
+            failed,
+            "--workers",
+            str(workers),
+        ]
+        metrics = evaluate_in_container(
+            image, ground_truth, predictions, out, options=options, images=images, cases=cases
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(folder) / "output" / "metrics.json", out)
-    console.print(f"wrote {out} with {image}", highlight=False)
+    else:
+        from evaluation.evaluate import evaluate as score
+
+        metrics = score(
+            ground_truth,
+            predictions,
+            out,
+            name=name,
+            edition=edition,
+            failed=failed,
+            images=images,
+            cases=cases,
+            workers=workers,
+        )
+    _show_scores(metrics)
 
 
 def _show_scores(metrics: dict) -> None:

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ def run_container(
     output_dir: Path,
     *,
     mounts: Mapping[str, Path] | None = None,
-    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = (),
     limits: Limits = Limits(),
 ) -> Outcome:
     """One case in a container, with the organisers' fixed flags.
@@ -142,7 +142,7 @@ def run_container(
         partial = stack.enter_context(_published(output_dir))
         folders = {"/input": input_dir, **(mounts or {})}
         staged = {where: stack.enter_context(_readable(folder)) for where, folder in folders.items()}
-        box = stack.enter_context(_container(client, image, staged, environment or {}, limits))
+        box = stack.enter_context(_container(client, image, staged, command, limits))
         api = (box.image.labels or {}).get(API_LABEL, "exec")
         if api not in ("exec", "invoke"):
             raise AutopetError(f"image {image}: label {API_LABEL} is {api!r}, expected exec or invoke")
@@ -155,7 +155,7 @@ def run_container(
     return Outcome(True, time.monotonic() - started, log=log)
 
 
-class _CaseFailedError(Exception):
+class _CaseFailedError(AutopetError):
     """A case that failed in the method's own code; becomes an Outcome."""
 
     def __init__(self, reason: str, log: str) -> None:
@@ -220,7 +220,7 @@ def _open_to_others(path: Path) -> bool:
 
 @contextmanager
 def _container(
-    client: docker.DockerClient, image: str, folders: Mapping[str, Path], environment: Mapping[str, str], limits: Limits
+    client: docker.DockerClient, image: str, folders: Mapping[str, Path], command: Sequence[str], limits: Limits
 ) -> Iterator[Container]:
     """A created container with its own output volume; both are removed afterwards, whatever happened."""
     from docker.errors import APIError, ImageNotFound
@@ -237,7 +237,8 @@ def _container(
             image,
             name=name,
             mounts=mounts,
-            environment={**environment, **limit},
+            command=list(command),
+            environment=limit,
             network_mode="none",
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
