@@ -7,11 +7,29 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 console = Console(stderr=True)
 PLAIN_LINE_EVERY_S = 15.0
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
 
 
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
@@ -19,14 +37,7 @@ def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[
     if total is None:
         total = len(items) if isinstance(items, Sized) else None
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
+        with Progress(*_columns(), console=console) as progress:
             yield from progress.track(items, total=total, description=title)
         return
     started = shown = time.monotonic()
@@ -52,15 +63,8 @@ class Meter:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.count = title, total, 0
         self._started = self._shown = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         # rich would catch what is printed inside; standard output belongs to the caller here
-        self._bar = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
+        self._bar = Progress(*_columns(), console=console, redirect_stdout=False, redirect_stderr=False)
         self._task = self._bar.add_task(title, total=total)
 
     def __enter__(self) -> Meter:

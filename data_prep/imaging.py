@@ -14,8 +14,8 @@ FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 TEXTURE_GRID_MM = 9.0
 Triple = tuple[float, float, float]
 
-# SUV between patients: (low, high), drawn log-uniformly. FDG after the ranges in Wahl et al., J Nucl Med 2009 (PERCIST)
-# and Gorospe et al., Rev Esp Med Nucl 2005; PSMA after Prasad et al., Q J Nucl Med 2016 (biodistribution).
+# SUV between patients: (low, high), drawn log-uniformly. Typical adult ranges about an hour after injection, chosen so
+# that the organs named hot for each tracer are hot: a simulation's assumptions, not a reference for normal uptake.
 FDG_SUV: dict[Tissue, tuple[float, float]] = {
     Tissue.AIR: (0.01, 0.02),
     Tissue.FAT: (0.2, 0.35),

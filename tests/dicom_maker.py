@@ -84,6 +84,20 @@ def pet_slices(stored: np.ndarray | None = None, *, series: str = PET, **place: 
     return found
 
 
+def altered(**changes) -> list[Dataset]:
+    """The PET headers with other values; None removes one."""
+    headers = pet_slices()
+    for header in headers:
+        for keyword, value in changes.items():
+            injected = keyword.startswith(("Radionuclide", "RadiopharmaceuticalStart"))
+            target = header.RadiopharmaceuticalInformationSequence[0] if injected else header
+            if value is None:
+                delattr(target, keyword)
+            else:
+                setattr(target, keyword, value)
+    return headers
+
+
 def ct_slices(*, series: str = CT) -> list[Dataset]:
     """CT of 2 mm pixels and 3 mm slices over the same place, 40 HU, stored with an intercept of -1024."""
     stored = np.full((6, 20, 20), 1064)

@@ -22,6 +22,11 @@ def autopet(*arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+def predict(folder: Path, out: Path, model: Path) -> subprocess.CompletedProcess:
+    options = ("--input", folder, "--output", out, "--model", model, "--engine", "local")
+    return autopet("predict", "threshold", *options)
+
+
 def last_line(done: subprocess.CompletedProcess) -> str:
     return done.stderr.strip().splitlines()[-1]
 
@@ -84,18 +89,7 @@ def test_phantom_and_prep(tmp_path: Path, tracer: str, collection: str):
 def test_predict_on_one_folder(cohort: list[Case], input_folder: Path, tmp_path: Path):
     model = tmp_path / "model"
     assert autopet("train", "threshold", "--data", cohort[0].folder.parent, "--out", model).returncode == 0
-    done = autopet(
-        "predict",
-        "threshold",
-        "--input",
-        input_folder,
-        "--output",
-        tmp_path / "out",
-        "--model",
-        model,
-        "--engine",
-        "local",
-    )
+    done = predict(input_folder, tmp_path / "out", model)
     assert done.returncode == 0, done.stderr
     assert find_images(tmp_path / "out/images/automated-petct-lesion-segmentation")[0].name == "ct_name.mha"
 
@@ -151,17 +145,6 @@ def test_resampled_ct_is_said(cohort: list[Case], input_folder: Path, tmp_path: 
     path = find_images(input_folder / "images/ct")[0]
     ct = read_image(path)
     write_image(path, replace(ct, array=ct.array[:-1]))
-    done = autopet(
-        "predict",
-        "threshold",
-        "--input",
-        input_folder,
-        "--output",
-        tmp_path / "out",
-        "--model",
-        model,
-        "--engine",
-        "local",
-    )
+    done = predict(input_folder, tmp_path / "out", model)
     assert done.returncode == 0
     assert "warning: ct is not on the pet grid" in done.stderr

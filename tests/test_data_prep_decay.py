@@ -3,26 +3,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from dicom_maker import pet_slices
-from pydicom.dataset import Dataset
+from dicom_maker import altered
 
 from autopet.errors import AutopetError
 from data_prep.decay import GE_CREATOR
 from data_prep.suv import suv_bw_factor
-
-
-def altered(**changes) -> list[Dataset]:
-    """dicom_maker's PET headers with other values; None removes one."""
-    headers = pet_slices()
-    for header in headers:
-        for keyword, value in changes.items():
-            injected = keyword.startswith(("Radionuclide", "RadiopharmaceuticalStart"))
-            target = header.RadiopharmaceuticalInformationSequence[0] if injected else header
-            if value is None:
-                delattr(target, keyword)
-            else:
-                setattr(target, keyword, value)
-    return headers
 
 
 def test_none_decays_to_each_frames_mean():
