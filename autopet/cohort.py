@@ -96,8 +96,9 @@ def labelled(cases: Iterable[Case]) -> list[Case]:
 def split_patients(cases: Sequence[Case], *, test_fraction: float, seed: int) -> dict[str, str]:
     """Assign every patient to `train` or `test`, never a patient to both.
 
-    Patients are dealt in an order that only the seed and their ID decide, within strata of tracer, centre and
-    whether they have lesions, so that both parts see every stratum in proportion.
+    Strata of tracer, centre and whether there are lesions get their share of the test patients, rounded by largest
+    remainder, so that small strata are not always rounded away. Who goes where within a stratum depends on the seed
+    and the patient's ID alone.
 
     Returns
     -------
@@ -105,22 +106,34 @@ def split_patients(cases: Sequence[Case], *, test_fraction: float, seed: int) ->
         Case name -> part.
     """
     patients: dict[str, list[Case]] = {}
-    for case in cases:
+    for case in sorted(cases, key=lambda case: case.name):
         patients.setdefault(case.patient_id, []).append(case)
-
-    def order(patient: str) -> tuple:
-        studies = patients[patient]
+    strata: dict[tuple, list[str]] = {}
+    for patient, studies in patients.items():
         stratum = (studies[0].tracer, studies[0].centre, any(study.lesion_voxels for study in studies))
-        return stratum, hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+        strata.setdefault(stratum, []).append(patient)
+    tested: set[str] = set()
+    for stratum, count in _shares({key: len(members) for key, members in strata.items()}, test_fraction).items():
+        tested.update(sorted(strata[stratum], key=lambda patient: _order(seed, patient))[:count])
+    return {
+        study.name: "test" if patient in tested else "train"
+        for patient, studies in patients.items()
+        for study in studies
+    }
 
-    parts: dict[str, str] = {}
-    owed = test_fraction / 2  # half a share ahead: the first stratum is not always rounded down
-    for patient in sorted(patients, key=order):
-        owed += test_fraction
-        part = "test" if owed >= 1 else "train"
-        owed -= part == "test"
-        parts.update({study.name: part for study in patients[patient]})
-    return parts
+
+def _order(seed: int, patient: str) -> str:
+    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+
+
+def _shares(sizes: dict[tuple, int], fraction: float) -> dict[tuple, int]:
+    """Whole shares of each stratum that add up to the rounded share of all (largest remainder)."""
+    quotas = {key: size * fraction for key, size in sizes.items()}
+    shares = {key: int(quota) for key, quota in quotas.items()}
+    missing = round(sum(quotas.values())) - sum(shares.values())
+    for key in sorted(quotas, key=lambda key: (shares[key] - quotas[key], key))[:missing]:
+        shares[key] += 1
+    return shares
 
 
 def select_part(cases: Sequence[Case], split_csv: Path, part: str) -> list[Case]:

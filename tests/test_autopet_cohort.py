@@ -33,6 +33,20 @@ def test_split_sees_every_stratum():
     assert {bool(case.lesion_voxels) for case in tested} == {True, False}
 
 
+def test_small_strata_are_not_rounded_away():
+    """Three negatives per centre in 24 patients: a quarter is 0.75 of each, and one of each is tested."""
+    people = [
+        Case(f"{centre}{i}", f"{centre}{i}", Path("x"), "FDG", centre, 0 if i < 3 else 9)
+        for centre in "AB"
+        for i in range(12)
+    ]
+    for seed in range(5):
+        parts = split_patients(people, test_fraction=0.25, seed=seed)
+        tested = [case for case in people if parts[case.name] == "test"]
+        assert len(tested) == 6
+        assert sorted(case.centre for case in tested if not case.lesion_voxels) == ["A", "B"]
+
+
 def test_cohort_folder(cohort: list[Case], tmp_path: Path):
     assert [case.name for case in cohort] == [f"case{i:02d}" for i in range(8)]
     assert cohort[3].lesion_voxels == 0
