@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -74,6 +75,8 @@ def make_wheelhouse(method: str, folder: Path) -> Path:
     """
     if sys.version_info[:2] != IMAGE_PYTHON:
         raise AutopetError(f"wheels must be made with Python 3.11, the image's; this is {sys.version.split()[0]}")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise AutopetError(f"wheels must be made on amd64, the image's architecture; this is {platform.machine()}")
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), "--constraint"]
     command += [str(_source("constraints.txt")), "--find-links", str(folder), *requirements(method)]

@@ -55,8 +55,10 @@ def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Pa
 
     `fill` is given an empty folder, writes the weights there and returns what goes into config.json.
     """
-    folder = Path(folder)
-    partial = folder.with_name(f".part-{uuid.uuid4().hex[:8]}-{folder.name}")
+    folder = Path(folder).resolve()
+    refuse_other_content(folder)
+    run = uuid.uuid4().hex[:8]
+    partial, old = (folder.with_name(f".{kind}-{run}-{folder.name}") for kind in ("part", "old"))
     partial.mkdir(parents=True)
     try:
         config = {"bundle_version": __version__, **fill(partial)}
@@ -66,11 +68,18 @@ def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Pa
         (partial / SUMS).write_text("\n".join(sums) + "\n")
         open_to_all(partial)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, old)
         os.replace(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
     return folder
+
+
+def refuse_other_content(folder: Path) -> None:
+    """A folder that holds anything but a model is not replaced by one."""
+    if folder.is_dir() and any(folder.iterdir()) and not ((folder / CONFIG).is_file() and (folder / SUMS).is_file()):
+        raise AutopetError(f"{folder} holds other files; choose a new folder for the model")
 
 
 def open_to_all(folder: Path) -> None:

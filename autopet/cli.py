@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -61,10 +62,11 @@ class Api(StrEnum):
     invoke = "invoke"
 
 
+PLATFORM_TIME_LIMIT_S = 1200.0  # grand-challenge's default for one phase
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work side by side.")]
 Split = Annotated[Path | None, typer.Option(help="split.csv of `autopet split`; without it all cases are taken.")]
 Part = Annotated[str, typer.Option(help="Part of the split to take.")]
-TimeLimit = Annotated[float | None, typer.Option(help="Seconds per case, loading included; none without it.")]
+TimeLimit = Annotated[float | None, typer.Option(min=1, help="Seconds per case, loading included; none without it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -246,7 +248,7 @@ def _target(method: str, engine: Engine, image: str) -> str:
 def _limits(time_limit_s: float | None) -> Any:
     from autopet.engine import Limits
 
-    return Limits(time_limit_s=time_limit_s) if time_limit_s else Limits()
+    return Limits() if time_limit_s is None else Limits(time_limit_s=time_limit_s)
 
 
 @app.command(
@@ -261,7 +263,7 @@ def run(
     engine: Annotated[Engine, typer.Option(help="docker or local.")] = Engine.docker,
     model: Annotated[Path | None, typer.Option(help="Model folder, mounted at /opt/ml/model.")] = None,
     image: Annotated[str, typer.Option(help="Image tag; default: the one `autopet build` gives the method.")] = "",
-    time_limit: TimeLimit = None,
+    time_limit: TimeLimit = PLATFORM_TIME_LIMIT_S,
 ) -> None:
     """Run a method on every case of a cohort; a second call runs only what is missing or failed."""
     from leaderboard.runner import FAILED, Entry, run_cohort
@@ -405,6 +407,7 @@ def demo(
 
 def main() -> None:
     """Run the command; errors that the user can mend are one line, and exit status 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # containers are removed on the way out
     try:
         app()
     except AutopetError as error:

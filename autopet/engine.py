@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import math
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 API_LABEL = "org.grand-challenge.api-method"
+LONGEST_CASE_S = 86400.0  # the platform's longest time limit
+MOST_OUTPUT_FILES = 10_000
+LONGEST_MESSAGE = 500
 HEALTH_LIMIT_S = 300.0  # the platform's limit until /health must be 200
 ASK = """
 import sys, urllib.request
@@ -65,7 +72,7 @@ def connect() -> docker.DockerClient:
     from docker.errors import DockerException
 
     try:
-        client = docker.from_env(timeout=3600)
+        client = docker.from_env(timeout=int(LONGEST_CASE_S))
         client.ping()
     except DockerException as error:
         raise AutopetError(
@@ -96,28 +103,35 @@ def run_local(
     command += ["--device", device, "--time-limit", str(limits.time_limit_s), "--input", str(input_dir.resolve())]
     command += ["--model", str(model.resolve())] if model else []
     started = time.monotonic()
-    with _published(output_dir) as partial:
+    with _published(output_dir, apart_from=(input_dir, model)) as partial:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
         process = subprocess.Popen(
             [*command, "--output", str(partial)],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            errors="replace",
+            start_new_session=True,
             env=environment,
         )
         try:
             _, log = process.communicate(timeout=None if math.isinf(limits.time_limit_s) else limits.time_limit_s)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            _stop(process)
             raise _CaseFailedError(f"stopped after the time limit of {limits.time_limit_s:g} s", "") from None
         except BaseException:
-            process.kill()
-            process.communicate()
+            _stop(process)
             raise
         if process.returncode:
             raise _CaseFailedError(_last_line(log) or f"exit status {process.returncode}", log)
     return Outcome(True, time.monotonic() - started, log=log)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Kill a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def run_container(
@@ -139,7 +153,7 @@ def run_container(
     started = time.monotonic()
     log = ""
     with ExitStack() as stack:
-        partial = stack.enter_context(_published(output_dir))
+        partial = stack.enter_context(_published(output_dir, apart_from=(input_dir, *(mounts or {}).values())))
         folders = {"/input": input_dir, **(mounts or {})}
         staged = {where: stack.enter_context(_readable(folder)) for where, folder in folders.items()}
         box = stack.enter_context(_container(client, image, staged, command, limits))
@@ -148,7 +162,8 @@ def run_container(
             raise AutopetError(f"image {image}: label {API_LABEL} is {api!r}, expected exec or invoke")
         box.start()
         try:
-            (_await_exit if api == "exec" else _invoke)(box, limits)
+            with _watched(box, limits):
+                (_await_exit if api == "exec" else _invoke)(box)
         finally:
             log = box.logs(stdout=False, tail=200).decode(errors="replace")
         _copy_out(box, partial, limits.output_bytes)
@@ -178,19 +193,29 @@ def run_case(
 
 
 @contextmanager
-def _published(output_dir: Path) -> Iterator[Path]:
-    """A folder to write to: becomes `output_dir`'s content when the body succeeds, vanishes when it does not."""
+def _published(output_dir: Path, *, apart_from: Sequence[Path | None] = ()) -> Iterator[Path]:
+    """A folder to write to: becomes `output_dir`'s content when the body succeeds, vanishes when it does not.
+
+    Only the innermost folders that were written (one per socket) replace what is there under their name.
+    """
     output_dir = output_dir.resolve()
+    for folder in (place.resolve() for place in apart_from if place):
+        if output_dir.is_relative_to(folder) or folder.is_relative_to(output_dir):
+            raise AutopetError(f"the output folder {output_dir} overlaps {folder}; choose a folder of its own")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".part-", dir=output_dir.parent))
     try:
         yield partial
         output_dir.mkdir(exist_ok=True)
-        for item in sorted(partial.iterdir()):
-            target = output_dir / item.name
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            if not path.exists():  # its folder has been moved as a whole
+                continue
+            leaf = path if path.parent == partial else path.parent
+            target = output_dir / leaf.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 shutil.rmtree(target)
-            os.replace(item, target)
+            os.replace(leaf, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -213,6 +238,8 @@ def _readable(given: Path) -> Iterator[Path]:
 
 def _open_to_others(path: Path) -> bool:
     if path.is_symlink():  # it may lead out of what is mounted
+        if not path.exists():
+            raise AutopetError(f"{path} is a link that leads nowhere; remove or mend it")
         return False
     wanted = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
     return path.stat().st_mode & wanted == wanted
@@ -224,7 +251,7 @@ def _container(
 ) -> Iterator[Container]:
     """A created container with its own output volume; both are removed afterwards, whatever happened."""
     from docker.errors import APIError, ImageNotFound
-    from docker.types import DeviceRequest, Mount
+    from docker.types import DeviceRequest, LogConfig, Mount
 
     name = f"autopet-{uuid.uuid4().hex[:12]}"
     mounts = [Mount(where, str(folder.resolve()), type="bind", read_only=True) for where, folder in folders.items()]
@@ -246,6 +273,7 @@ def _container(
             mem_limit=limits.memory,
             memswap_limit=limits.memory,
             shm_size=limits.shared_memory,
+            log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "1"}),
             device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if _has_gpu(client) else None,
         )
         _open_output(box)
@@ -274,15 +302,34 @@ def _open_output(box: Container) -> None:
     box.put_archive("/", buffer.getvalue())
 
 
-def _await_exit(box: Container, limits: Limits) -> None:
-    import requests
+@contextmanager
+def _watched(box: Container, limits: Limits) -> Iterator[None]:
+    """Kill the container when its time is up, whatever it or we are waiting for."""
+    from docker.errors import APIError
 
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        with contextlib.suppress(APIError):  # it has just ended by itself
+            box.kill()
+
+    timer = threading.Timer(min(limits.time_limit_s, threading.TIMEOUT_MAX), stop)
+    timer.daemon = True
+    timer.start()
     try:
-        timeout = None if math.isinf(limits.time_limit_s) else limits.time_limit_s
-        status = box.wait(timeout=timeout)["StatusCode"]
-    except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError):
-        box.kill()
-        raise _CaseFailedError(f"stopped after the time limit of {limits.time_limit_s:g} s", "") from None
+        yield
+    except _CaseFailedError:
+        if not expired.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise _CaseFailedError(f"stopped after the time limit of {limits.time_limit_s:g} s", "")
+
+
+def _await_exit(box: Container) -> None:
+    status = box.wait()["StatusCode"]
     if status:
         log = box.logs(stdout=False, tail=50).decode(errors="replace")
         box.reload()
@@ -292,7 +339,7 @@ def _await_exit(box: Container, limits: Limits) -> None:
         )
 
 
-def _invoke(box: Container, limits: Limits) -> None:
+def _invoke(box: Container) -> None:
     """Wait for /health, post /invoke; asked from inside the container, which has no network."""
     started = time.monotonic()
     while not _ask(box, "GET", "health", 10.0, expected=200):
@@ -303,8 +350,7 @@ def _invoke(box: Container, limits: Limits) -> None:
         if time.monotonic() - started > HEALTH_LIMIT_S:
             raise _CaseFailedError(f"/health was not 200 within {HEALTH_LIMIT_S:g} s", log)
         time.sleep(0.5)
-    limit_s = min(limits.time_limit_s, 86400.0)
-    done = _ask(box, "POST", "invoke", limit_s, expected=201)
+    done = _ask(box, "POST", "invoke", LONGEST_CASE_S, expected=201)
     log = box.logs(stdout=False, tail=50).decode(errors="replace")
     box.stop(timeout=2)
     if not done:
@@ -326,16 +372,29 @@ def _copy_out(box: Container, target: Path, most_bytes: int) -> None:
         if not _spool(box, spool, most_bytes):
             raise _CaseFailedError(f"the container left more than {most_bytes / 1024**3:.3g} GiB in /output", "")
         spool.seek(0)
-        with tarfile.open(fileobj=spool) as archive:
-            for member in archive:
-                inside = Path(*Path(member.name).parts[1:])
-                if inside == Path("."):
-                    continue
-                if not (member.isfile() or member.isdir()):
-                    raise _CaseFailedError(
-                        f"the container left {inside}, which is neither a file nor a folder, in /output", ""
-                    )
-                archive.extract(_renamed(member, inside), target, filter="data")
+        try:
+            _unpack(spool, target)
+        except (tarfile.TarError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _CaseFailedError(f"the container's /output cannot be copied: {error}", "") from error
+    if not any(target.iterdir()):
+        raise _CaseFailedError("the container ended without an error but wrote nothing to /output", "")
+
+
+def _unpack(spool: IO[bytes], target: Path) -> None:
+    with tarfile.open(fileobj=spool) as archive:
+        for count, member in enumerate(archive):
+            if count > MOST_OUTPUT_FILES:
+                raise _CaseFailedError(f"the container left more than {MOST_OUTPUT_FILES} files in /output", "")
+            inside = Path(*Path(member.name).parts[1:])
+            if inside == Path("."):
+                continue
+            if not (member.isfile() or member.isdir()):
+                raise _CaseFailedError(
+                    f"the container left {inside}, which is neither a file nor a folder, in /output", ""
+                )
+            archive.extract(_renamed(member, inside), target, filter="data")
 
 
 def _spool(box: Container, spool: IO[bytes], most_bytes: int) -> bool:
@@ -360,5 +419,7 @@ def _renamed(member: tarfile.TarInfo, name: Path) -> tarfile.TarInfo:
 
 
 def _last_line(log: str) -> str:
+    """The last line that says something, without control characters and not longer than a message should be."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    text = "".join(letter for letter in lines[-1] if letter.isprintable()) if lines else ""
+    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from autopet.errors import AutopetError
+from autopet.integrity import check_file
 from autopet.volume import Volume, from_sitk, to_sitk
 
-SUFFIXES = (".mha", ".nii.gz", ".nii", ".mhd", ".nrrd")
+READERS = {  # by suffix, never by content: a file that says it is .mha must not be read as something else
+    ".mha": "MetaImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".nii": "NiftiImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+SUFFIXES = tuple(READERS)
 
 
 def is_image(path: Path) -> bool:
@@ -38,16 +48,46 @@ def read_image(path: Path) -> Volume:
         The file is missing, cannot be decoded, or is not three-dimensional with one value per voxel.
     """
     path = Path(path)
+    with _opened(path) as reader:
+        return from_sitk(reader.Execute())
+
+
+def read_grid(path: Path) -> Volume:
+    """The grid of an image from its header alone: shape and geometry, all voxels a read-only 0.
+
+    The file is checked to be whole, but its voxels are not kept: a small file can announce a huge image.
+    """
+    with _opened(Path(path)) as reader:
+        x, y, z = reader.GetSize()[:3]
+        return Volume(
+            np.broadcast_to(np.uint8(0), (z, y, x)),
+            _first_three(reader.GetSpacing()),
+            _first_three(reader.GetOrigin()),
+            tuple(np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, :3].ravel()),
+        )
+
+
+def _first_three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    return values[0], values[1], values[2]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sitk.ImageFileReader]:
+    """A reader whose header has been read and found three-dimensional; ITK's errors become one line."""
     if not path.is_file():
         raise AutopetError(f"{path}: no such image file")
+    if not is_image(path):
+        raise AutopetError(f"{path}: unknown image suffix, use one of {', '.join(SUFFIXES)}")
+    check_file(path)
     try:
         reader = sitk.ImageFileReader()
+        reader.SetImageIO(READERS[next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))])
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         _refuse_other_dimensions(reader, path)
-        return from_sitk(reader.Execute())
+        yield reader
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip().splitlines() or ["unknown"])[-1]
         raise AutopetError(f"{path}: cannot be read as an image, write or copy it anew ({reason})") from error
 
 

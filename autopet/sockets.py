@@ -108,20 +108,17 @@ def _locations(folder: Path, sockets: tuple[Socket, ...]) -> list[tuple[Socket, 
 
 
 def _match(paths: dict[str, str], socket: Socket, listing: Path) -> str:
-    """By slug; or by the default path; or by a slug that holds ours as a word (`ct-image` for `ct`)."""
-    exact = paths.get(socket.slug)
-    if exact is None and socket.relative_path in paths.values():
-        exact = socket.relative_path
-    words = [path for slug, path in paths.items() if socket.slug in slug.split("-")]
-    if exact is None and len(words) == 1:
-        exact = words[0]
-    if exact is None:
+    """By slug, by the default path, or by the slug with `-image` behind it."""
+    where = paths.get(socket.slug) or paths.get(f"{socket.slug}-image")
+    if where is None and socket.relative_path in paths.values():
+        where = socket.relative_path
+    if where is None:
         raise AutopetError(f"{listing} names no socket {socket.slug!r}; it has {', '.join(sorted(paths)) or 'none'}")
-    if Path(exact).is_absolute() or ".." in Path(exact).parts:
+    if Path(where).is_absolute() or ".." in Path(where).parts:
         raise AutopetError(
-            f"{listing}: socket {socket.slug!r} has relative_path {exact!r}, which leaves the input folder"
+            f"{listing}: socket {socket.slug!r} has relative_path {where!r}, which leaves the input folder"
         )
-    return exact
+    return where
 
 
 def _single_image(folder: Path, socket: Socket) -> Path:
@@ -160,7 +157,15 @@ def write_outputs(folder: Path, sockets: tuple[Socket, ...], outputs: Mapping[st
             )
         if socket.kind == "mask":
             _check_mask(outputs[socket.slug], grid, socket)
-    return [_write(folder, socket, outputs[socket.slug], inputs.stem) for socket in sockets]
+    written: list[Path] = []
+    try:
+        for socket in sockets:
+            written.append(_write(folder, socket, outputs[socket.slug], inputs.stem))
+    except BaseException:  # a full disk, say: half of the outputs is no output
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return written
 
 
 def _write(folder: Path, socket: Socket, value: Any, stem: str) -> Path:
@@ -168,8 +173,11 @@ def _write(folder: Path, socket: Socket, value: Any, stem: str) -> Path:
     if socket.kind == "json":
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".part-{path.name}")
-        partial.write_text(json.dumps(value) + "\n")
-        return partial.replace(path)
+        try:
+            partial.write_text(json.dumps(value) + "\n")
+            return partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     for stale in find_images(path) if path.is_dir() else []:  # exactly one image per socket, also on a second run
         stale.unlink()
     return write_image(path / f"{stem}.mha", value)

@@ -55,7 +55,7 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
     results = []
     for name in names:
         model = _train(out, name, train_cases)
-        image = _image(out, name, base) if base else ""
+        image = _image(out, name, base, strict=engine == "docker") if base else ""
         _stage(4, f"run {name} on {len(test_cases)} test cases, {'in containers' if image else 'in subprocesses'}")
         entry = Entry(name, image or name, "docker" if image else "local", model)
         run_cohort(entry, test_cases, out / "submissions" / name)
@@ -125,8 +125,10 @@ def _cohort(out: Path, demo: Demo) -> list[Case]:
         raise AutopetError(
             f"{len(cases)} of {demo.cases} phantom studies were converted; see column `reason` of {nifti / TABLE}"
         )
-    parts = split_patients(cases, test_fraction=demo.test_fraction, seed=demo.seed)
-    write_table(out / SPLIT, [{"case": name, "part": part} for name, part in sorted(parts.items())], ["case", "part"])
+    if not (out / SPLIT).is_file():
+        parts = split_patients(cases, test_fraction=demo.test_fraction, seed=demo.seed)
+        rows = [{"case": name, "part": part} for name, part in sorted(parts.items())]
+        write_table(out / SPLIT, rows, ["case", "part"])
     return cases
 
 
@@ -153,9 +155,20 @@ def _train(out: Path, name: str, cases: list[Case]) -> Path:
     return model
 
 
-def _image(out: Path, name: str, base: str) -> str:
-    """The method's image, with wheels that this machine's pip collects (the build itself needs no network)."""
+def _image(out: Path, name: str, base: str, *, strict: bool) -> str:
+    """The method's image; empty when it cannot be built and engine `auto` leaves the choice."""
     _stage(4, f"container of {name}")
+    try:
+        return _build(out, name, base)
+    except AutopetError as error:
+        if strict:
+            raise
+        console.print(f"{name} runs in subprocesses: {one_line(error)}", style="yellow", highlight=False, markup=False)
+        return ""
+
+
+def _build(out: Path, name: str, base: str) -> str:
+    """Build with wheels that this machine's pip collects (the build itself needs no network)."""
     wheels = out / "wheelhouse" / name
     marker = wheels / "complete"
     if not marker.is_file():

@@ -11,14 +11,15 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autopet.checkpoint import SUMS, open_to_all, sha256
 from autopet.cohort import Case
 from autopet.engine import Limits, Outcome, image_id, run_case
-from autopet.images import read_image, write_image
+from autopet.errors import AutopetError, one_line
+from autopet.images import find_images, read_image, write_image
 from autopet.progress import console, track
 from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
 
@@ -85,9 +86,26 @@ def finished_jobs(out: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:
     listing = out / JOBS
     if not listing.is_file():
         return []
-    wanted = {case_pk(case) for case in cases}
+    wanted = {case_pk(case): _fingerprint(case) for case in cases}
     jobs = json.loads(listing.read_text())
-    return [job for job in jobs if job["pk"] in wanted and job["status"] == SUCCEEDED and (out / job["pk"]).is_dir()]
+    return [
+        job
+        for job in jobs
+        if job["status"] == SUCCEEDED
+        and job.get("case_fingerprint") == wanted.get(job["pk"], "unknown")
+        and has_mask(out / job["pk"])
+    ]
+
+
+def has_mask(folder: Path) -> bool:
+    """Whether a case's folder holds exactly one mask where the platform looks for it."""
+    masks = folder / "output" / LESIONS.relative_path
+    return masks.is_dir() and len(find_images(masks)) == 1
+
+
+def _fingerprint(case: Case) -> str:
+    """Changes when the case is converted anew."""
+    return "-".join(f"{path.stat().st_size}.{path.stat().st_mtime_ns}" for path in (case.suv, case.ct) if path.exists())
 
 
 def _write_jobs(out: Path, jobs: list[dict[str, Any]]) -> None:
@@ -100,12 +118,18 @@ def _run(entry: Entry, case: Case, out: Path) -> dict[str, Any]:
     pk = case_pk(case)
     shutil.rmtree(out / pk, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="autopet-case-") as name:
-        folder = stage_case(case, Path(name) / "input")
-        outcome = run_case(
-            entry.target, folder, out / pk / "output", engine=entry.engine, model=entry.model, limits=entry.limits
-        )
+        try:
+            folder = stage_case(case, Path(name) / "input")
+        except AutopetError as error:  # this case cannot be run; the others can
+            outcome = Outcome(False, 0.0, one_line(error))
+        else:
+            outcome = run_case(
+                entry.target, folder, out / pk / "output", engine=entry.engine, model=entry.model, limits=entry.limits
+            )
+    if outcome.ok and not has_mask(out / pk):
+        outcome = replace(outcome, ok=False, error=f"expected exactly one mask in /output/{LESIONS.relative_path}")
     if not outcome.ok:
-        console.print(f"[red]{entry.name}: {case.name} failed: {outcome.error}[/red]", highlight=False)
+        console.print(f"{entry.name}: {case.name} failed: {outcome.error}", style="red", highlight=False, markup=False)
     (out / pk).mkdir(exist_ok=True)
     (out / pk / "log.txt").write_text(outcome.log)
     return _job(pk, case, outcome)
@@ -139,6 +163,7 @@ def _job(pk: str, case: Case, outcome: Outcome) -> dict[str, Any]:
         "pk": pk,
         "status": SUCCEEDED if outcome.ok else FAILED,
         "error_message": outcome.error,
+        "case_fingerprint": _fingerprint(case),
         "exec_duration": f"PT{outcome.seconds:.3f}S",
         "inputs": _inputs(case),
         "outputs": [{"socket": _interface(LESIONS), "interface": _interface(LESIONS), "value": None, "file": None}],

@@ -45,6 +45,17 @@ def test_a_failed_fill_leaves_the_old_model(tmp_path: Path):
     read_config(tmp_path / "m", method="toy")
 
 
+def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path):
+    (tmp_path / "m").mkdir()
+    publish_model(tmp_path / "m", fill)  # an empty folder is fine
+    publish_model(tmp_path / "m", fill)  # and so is an older model
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/thesis.txt").write_text("years")
+    with pytest.raises(AutopetError, match="holds other files"):
+        publish_model(tmp_path / "work", fill)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.txt"]
+
+
 def test_damage_is_named(tmp_path: Path):
     folder = publish_model(tmp_path / "m", fill)
     with pytest.raises(AutopetError, match="expected 'other'"):

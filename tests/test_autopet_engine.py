@@ -65,6 +65,36 @@ def test_a_failed_run_keeps_the_earlier_output(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out/images").iterdir()] == ["new.mha"]
 
 
+def test_output_must_not_overlap_the_input(input_folder: Path, model: Path):
+    for out in (input_folder, input_folder.parent, input_folder / "images"):
+        with pytest.raises(AutopetError, match="overlaps"):
+            run_case("threshold", input_folder, out, engine="local", model=model, limits=Limits())
+    assert find_images(input_folder / "images/pet")
+
+
+def test_other_sockets_of_an_output_folder_stay(tmp_path: Path):
+    (tmp_path / "out/images/other").mkdir(parents=True)
+    (tmp_path / "out/images/other/kept.mha").touch()
+    with engine._published(tmp_path / "out") as partial:
+        (partial / "images/mine").mkdir(parents=True)
+        (partial / "images/mine/new.mha").touch()
+        (partial / "value.json").write_text("false")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"images/other/kept.mha", "images/mine/new.mha", "value.json"}
+
+
+def test_messages_are_short_and_printable():
+    assert engine._last_line("first\n\x1b[31mred\x07 alert\n\n") == "[31mred alert"
+    assert engine._last_line("x" * 10**6) == "x" * 500 + "..."
+    assert engine._last_line("\n \n") == ""
+
+
+def test_a_link_that_leads_nowhere_is_named(input_folder: Path):
+    (input_folder / "images/ct/gone.mha").symlink_to("/nowhere")
+    with pytest.raises(AutopetError, match=r"gone.mha is a link that leads nowhere"), engine._readable(input_folder):
+        pass
+
+
 def test_private_input_is_copied_for_the_container_s_user(input_folder: Path):
     with engine._readable(input_folder) as folder:
         assert folder == input_folder.resolve()
@@ -113,6 +143,8 @@ def test_outputs_are_copied_out(tmp_path: Path):
         ([("output/link", tarfile.SYMTYPE, b"")], "neither a file nor a folder"),
         ([("output/pipe", tarfile.FIFOTYPE, b"")], "neither a file nor a folder"),
         ([("output/huge", tarfile.REGTYPE, b"0" * 200_000)], "more than"),
+        ([], "wrote nothing"),
+        ([("output/../../climbed", tarfile.REGTYPE, b"x")], "cannot be copied"),
     ],
 )
 def test_hostile_outputs_are_refused(tmp_path: Path, members: list, words: str):
@@ -122,6 +154,6 @@ def test_hostile_outputs_are_refused(tmp_path: Path, members: list, words: str):
 
 def test_outputs_cannot_climb_out(tmp_path: Path):
     box = FakeBox([("output/../../climbed", tarfile.REGTYPE, b"x")])
-    with pytest.raises(tarfile.FilterError):
+    with pytest.raises(engine._CaseFailedError, match="outside"):
         engine._copy_out(box, tmp_path / "deep", 10**6)  # type: ignore[arg-type]
     assert not (tmp_path / "climbed").exists()

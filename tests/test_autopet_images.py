@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from autopet.errors import AutopetError
-from autopet.images import find_images, image_stem, is_image, read_image, write_image
+from autopet.images import find_images, image_stem, is_image, read_grid, read_image, write_image
 from autopet.volume import Volume
 
 VOLUME = Volume(
@@ -51,6 +51,59 @@ def test_missing_and_corrupt_files_are_one_line(tmp_path: Path):
     for name in ("cut.mha", "text.mha"):
         with pytest.raises(AutopetError, match=f"{name}: cannot be read"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nii"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_never_read_as_zeros(tmp_path: Path, suffix: str, share: float):
+    noise = Volume(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32))
+    path = write_image(tmp_path / f"a{suffix}", noise)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    for read in (read_image, read_grid):
+        with pytest.raises(AutopetError, match="cannot be read as an image"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_a_flipped_byte_is_found(tmp_path: Path, suffix: str):
+    noise = Volume(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32))
+    path = write_image(tmp_path / f"a{suffix}", noise)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(AutopetError, match="cannot be read as an image"):
+        read_image(path)
+
+
+def test_nan_in_nifti_is_refused_because_itk_reads_it_as_zero(tmp_path: Path):
+    voxels = VOLUME.array.copy()
+    voxels[0, 0, :2] = (np.nan, np.inf)
+    for suffix in (".nii.gz", ".nii"):
+        path = write_image(tmp_path / f"a{suffix}", VOLUME.with_array(voxels))
+        with pytest.raises(AutopetError, match="2 voxels are NaN or infinite"):
+            read_image(path)
+
+
+def test_absurd_headers_do_not_reach_the_reader(tmp_path: Path):
+    head = "ObjectType = Image\nNDims = {n}\nDimSize = {size}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    for n, size in (("99", "1 " * 99), ("3", "4 4"), ("3", "4 4 -4"), ("x", "4 4 4")):
+        (tmp_path / "a.mha").write_text(head.format(n=n, size=size) + "0" * 64)
+        with pytest.raises(AutopetError, match="cannot be read as an image"):
+            read_image(tmp_path / "a.mha")
+
+
+def test_the_suffix_decides_the_format(tmp_path: Path):
+    nifti = write_image(tmp_path / "a.nii", VOLUME)
+    nifti.rename(tmp_path / "a.mha")
+    with pytest.raises(AutopetError, match="cannot be read as an image"):
+        read_image(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_read_grid_is_the_image_s_grid(tmp_path: Path, suffix: str):
+    grid = read_grid(write_image(tmp_path / f"a{suffix}", VOLUME))
+    assert grid.same_grid(VOLUME, tolerance_mm=1e-4)
+    assert not grid.array.flags.writeable
 
 
 def test_other_dimensions_are_refused(tmp_path: Path):

@@ -107,6 +107,15 @@ def test_outputs_are_written_under_the_ct_name(input_folder: Path, tmp_path: Pat
     assert read_image(paths[0]).same_grid(inputs["pet"])
 
 
+def test_a_failed_write_leaves_no_half_output(input_folder: Path, tmp_path: Path):
+    inputs = read_inputs(input_folder, SOCKETS)
+    mask = inputs["pet"].with_array(np.zeros(inputs["pet"].shape, np.uint8))
+    outputs = {LESIONS.slug: mask, DATA_CENTRIC.slug: {1, 2}}  # a set is no JSON: stands for a disk that fills up
+    with pytest.raises(TypeError):
+        write_outputs(tmp_path / "out", (LESIONS, DATA_CENTRIC), outputs, inputs)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
 def test_wrong_outputs_write_nothing(input_folder: Path, tmp_path: Path):
     inputs = read_inputs(input_folder, SOCKETS)
     good = inputs["pet"].with_array(np.zeros(inputs["pet"].shape, np.uint8))

@@ -148,11 +148,13 @@ def test_weights_missing(model: Path, tmp_path: Path):
         predict.load(tmp_path, "cpu")
 
 
-def test_other_cases_start_anew(cohort: list[Case], tmp_path: Path):
+def test_an_unfinished_training_is_never_thrown_away(cohort: list[Case], tmp_path: Path):
     work = tmp_path / "work"
     train._workspace(work, cohort[:2], TINY)
     (work / "remains").touch()
-    train._workspace(work, cohort[:2], TINY)
+    train._workspace(work, cohort[:2], replace(TINY, workers=2, checkpoint_every=5))
+    with pytest.raises(AutopetError, match="unfinished training with other cases or settings"):
+        train._workspace(work, cohort[:3], TINY)
+    with pytest.raises(AutopetError, match="unfinished training"):
+        train._workspace(work, cohort[:2], replace(TINY, epochs=3))
     assert (work / "remains").exists()
-    train._workspace(work, cohort[:3], TINY)
-    assert not (work / "remains").exists()

@@ -89,3 +89,9 @@ def test_a_threshold_that_equals_a_voxel_includes_it():
     pet = Volume(np.array([[[1.0, 4.0, 10.0]]], np.float32))
     outputs = predict.predict(predict.Model("fixed", 4.0), Inputs({"pet": pet, "ct": pet}, "x"), Deadline())
     assert outputs[LESIONS.slug].array.tolist() == [[[0, 1, 1]]]
+
+
+def test_a_scan_without_uptake_has_no_lesion():
+    pet = Volume(np.zeros((2, 3, 4), np.float32))
+    outputs = predict.predict(predict.Model("fraction", 41.0), Inputs({"pet": pet, "ct": pet}, "x"), Deadline())
+    assert outputs[LESIONS.slug].array.sum() == 0

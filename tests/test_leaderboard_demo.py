@@ -39,7 +39,7 @@ def test_a_second_run_redoes_nothing(finished: Path):
     after = times(finished)
     changed = {Path(path).relative_to(finished) for path in after if after[path] != before.get(path)}
     changed = {path for path in changed if path.parts[0] != "leaderboard"}
-    assert changed <= {Path("split.csv"), Path("submissions/threshold/origin.json")}
+    assert changed <= {Path("submissions/threshold/origin.json")}
 
 
 def test_a_lost_stage_is_made_again(finished: Path):
@@ -67,6 +67,17 @@ def test_engines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture)
     assert demo.choose_base("local") == ""
     with pytest.raises(AutopetError, match="use auto, docker or local"):
         demo.choose_base("podman")
+
+
+def test_auto_goes_on_without_an_image_that_cannot_be_built(tmp_path: Path, monkeypatch, capsys):
+    def broken(*_: object) -> str:
+        raise AutopetError("wheels must be made with Python 3.11")
+
+    monkeypatch.setattr(demo, "_build", broken)
+    assert demo._image(tmp_path, "threshold", "base:1", strict=False) == ""
+    assert "threshold runs in subprocesses: wheels must be made" in capsys.readouterr().err
+    with pytest.raises(AutopetError, match="wheels must be made"):
+        demo._image(tmp_path, "threshold", "base:1", strict=True)
 
 
 def test_unknown_methods_show_before_the_work_starts(tmp_path: Path):

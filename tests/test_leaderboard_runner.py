@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import write_cases
 
 from autopet.cohort import Case
-from autopet.images import read_image
+from autopet.images import read_image, write_image
 from autopet.sockets import CT, PET, read_inputs
 from baselines.threshold.model import Settings
 from baselines.threshold.train import train
@@ -59,6 +62,34 @@ def test_other_weights_run_every_case_again(entry: Entry, cohort: list[Case], tm
     before = (tmp_path / "run" / case_pk(cohort[0]) / "log.txt").stat().st_mtime_ns
     run_cohort(Entry("threshold", "threshold", "local", other), cohort[:1], tmp_path / "run")
     assert (tmp_path / "run" / case_pk(cohort[0]) / "log.txt").stat().st_mtime_ns > before
+
+
+def test_a_case_without_its_image_fails_alone(entry: Entry, cohort: list[Case], tmp_path: Path):
+    broken = replace(cohort[0], folder=tmp_path / "nowhere")
+    jobs = run_cohort(entry, [broken, cohort[1]], tmp_path / "run")
+    assert [job["status"] for job in jobs] == [FAILED, SUCCEEDED]
+    assert "no such image file" in jobs[0]["error_message"]
+
+
+def test_a_message_with_markup_is_only_text(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch):
+    text = "KeyError: [/input/images/pet]"
+    monkeypatch.setattr(runner, "run_case", lambda *_, **__: runner.Outcome(False, 1.0, text, text))
+    assert run_cohort(entry, cohort[:1], tmp_path)[0]["error_message"] == text
+
+
+def test_success_without_a_mask_is_a_failure(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(runner, "run_case", lambda *_, **__: runner.Outcome(True, 1.0))
+    job = run_cohort(entry, cohort[:1], tmp_path)[0]
+    assert (job["status"], "exactly one mask" in job["error_message"]) == (FAILED, True)
+
+
+def test_lost_outputs_and_new_conversions_are_run_again(entry: Entry, tmp_path: Path):
+    cases = write_cases(tmp_path / "cohort", 2)
+    run_cohort(entry, cases, tmp_path / "run")
+    assert len(runner.finished_jobs(tmp_path / "run", cases)) == 2
+    shutil.rmtree(tmp_path / "run" / case_pk(cases[0]) / "output")
+    write_image(cases[1].suv, read_image(cases[1].suv))
+    assert runner.finished_jobs(tmp_path / "run", cases) == []
 
 
 def test_a_kill_loses_no_finished_case(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch):

@@ -21,10 +21,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from autopet.checkpoint import publish_model
 from autopet.cohort import Case, labelled
+from autopet.errors import AutopetError
 from autopet.progress import Meter, console
 from baselines.nnunet.model import CHANNELS, CONFIGURATION, Settings, adapt_plans, save_weights
 
 DATASET = "Dataset001_PETCT"
+RUN_TIME_ONLY = ("workers", "checkpoint_every")  # settings that may change when a training goes on
 VARIABLES = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
 
 
@@ -158,15 +160,15 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
 
 
 def _workspace(work: Path, cases: Sequence[Case], settings: Settings) -> Workspace:
-    """The work folder of exactly these cases and settings; another's remains are cleared."""
-    files = [path for case in cases for path in (case.ct, case.suv, case.mask)]
-    recipe = repr(
-        (asdict(settings), [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
-    )
-    key = hashlib.sha256(recipe.encode()).hexdigest()
+    """The work folder of exactly these cases and settings; another's unfinished training is never thrown away."""
+    chosen = {key: value for key, value in asdict(settings).items() if key not in RUN_TIME_ONLY}
+    files = [(case.name, [path.stat().st_size for path in (case.ct, case.suv, case.mask)]) for case in cases]
+    key = hashlib.sha256(repr((chosen, files)).encode()).hexdigest()
     stamp = work / "recipe"
     if work.exists() and (not stamp.is_file() or stamp.read_text() != key):
-        shutil.rmtree(work)
+        raise AutopetError(
+            f"{work} holds an unfinished training with other cases or settings; finish that, or delete the folder"
+        )
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     return Workspace(work)

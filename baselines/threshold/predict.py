@@ -32,8 +32,8 @@ def load(model_dir: Path, device: str) -> Model:
 
 
 def predict(model: Model, inputs: Inputs, deadline: Deadline) -> dict:
-    """Mark every voxel at or above the scan's threshold."""
+    """Mark every voxel at or above the scan's threshold; a scan without uptake has no lesion."""
     pet = inputs[PET.slug]
     threshold = thresholds_suv(pet.array, model.rule, np.array([model.value]))[0]
-    mask = (pet.array >= threshold).astype(np.uint8)
+    mask = ((pet.array >= threshold) & (pet.array > 0)).astype(np.uint8)
     return {LESIONS.slug: pet.with_array(mask), DATA_CENTRIC.slug: False}
