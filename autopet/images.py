@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[sitk.ImageFileReader]:
         reader.ReadImageInformation()
         _refuse_other_dimensions(reader, path)
         yield reader
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         reason = (str(error).strip().splitlines() or ["unknown"])[-1]
         raise AutopetError(f"{path}: cannot be read as an image, write or copy it anew ({reason})") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ POLICIES = {
     "nan": "a case without a valid prediction is left out of the means; its status stays in the results",
 }
 DICE_ALIAS = "dice_again"  # the platform counts a path once, so Dice's double weight needs a second key
+SURROGATE = re.compile("[\ud800-\udfff]")
 EMPTY_SUMMARY = dict.fromkeys(("mean", "std", "min", "max", "25%", "50%", "75%"))
 
 
@@ -109,3 +111,8 @@ def _notes_on(rows: Sequence[dict[str, Any]], aggregates: dict[str, Any], failed
 def json_number(value: float) -> float | None:
     """The value, or None where JSON has no number for it (NaN, infinity)."""
     return float(value) if math.isfinite(value) else None
+
+
+def printable(text: str) -> str:
+    """The text without lone surrogates (file names that are no UTF-8, hostile JSON), which no file or page can hold."""
+    return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)

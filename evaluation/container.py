@@ -12,7 +12,7 @@ from typing import Any
 from autopet.engine import Limits, run_container
 from autopet.errors import AutopetError
 from evaluation.jobs import find_truths, select_truths
-from evaluation.previews import FOLDER
+from evaluation.previews import FOLDER, remove_previews
 
 DATA = "/opt/ml/input/data"
 
@@ -58,6 +58,7 @@ def evaluate_in_container(
                 mounts[f"{DATA}/images"] = folder / "images"
         run_container(image, predictions, folder / "output", mounts=mounts, command=options, limits=Limits())
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_previews(out.parent / FOLDER)
         if (folder / "output" / FOLDER).is_dir():
             shutil.copytree(folder / "output" / FOLDER, out.parent / FOLDER, dirs_exist_ok=True)
         shutil.copy(folder / "output/metrics.json", out)

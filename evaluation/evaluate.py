@@ -6,10 +6,11 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from autopet.errors import AutopetError, one_line
-from autopet.images import read_image
+from autopet.images import read_grid, read_image
 from autopet.progress import track
 from autopet.volume import Volume
 from evaluation import previews as pictures
-from evaluation.aggregate import REFUSED, SCORED, build_metrics, json_number, policy_text
+from evaluation.aggregate import REFUSED, SCORED, build_metrics, json_number, policy_text, printable
 from evaluation.jobs import FOUND, Pair, find_candidates, find_truths, pair_up, select_truths
 from evaluation.metrics import METRICS, edition_named, score
 
 PLATFORM_OUTPUT = Path("/output")
+CRASHED = "its file crashed the reader; write it anew"
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def evaluate(
     cases : names, optional
         Evaluate these only.
     workers : int
-        Processes to use.
+        Processes to use. Even one is a process of its own, which a hostile file may crash: scripts that call this
+        need `if __name__ == "__main__":`.
     previews : bool
-        Write previews.
+        Write previews. Those of an earlier evaluation are removed in any case.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def evaluate(
     ------
     AutopetError
         There is no ground truth or no prediction at all, none of them match, the ground truth itself is broken,
-        or an argument is unknown.
+        an argument is unknown, or no process can be started.
     """
     edition_named(edition)
     policy_text(failed)
@@ -93,6 +96,7 @@ def evaluate(
     truths = select_truths(everything, cases)
     pairing = pair_up(truths, find_candidates(Path(predictions)), ignored=[truth.case for truth in everything])
     settings = Settings(edition, failed, out.parent / pictures.FOLDER if previews else None)
+    pictures.remove_previews(out.parent / pictures.FOLDER)
     rows = list(track(_score_all(pairing.pairs, settings, workers), "scoring", total=len(pairing.pairs)))
     metrics = build_metrics(
         rows,
@@ -112,16 +116,46 @@ def _default_name(out: Path) -> str:
 
 
 def _score_all(pairs: Sequence[Pair], settings: Settings, workers: int) -> Iterator[dict[str, Any]]:
+    """Rows in the order of the pairs; what one file does to the process that reads it costs no other case its score."""
     work = partial(score_pair, settings=settings)
-    if workers <= 1 or len(pairs) <= 1:
-        yield from map(work, pairs)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(pairs)), mp_context=context)
+    done = 0
+    with _processes(max(1, min(workers, len(pairs)))) as pool:
+        try:
+            for row in pool.map(work, pairs):
+                yield row
+                done += 1
+        except BrokenProcessPool:  # one process died and took the other cases with it
+            pass
+    for pair in pairs[done:]:
+        yield _score_alone(pair, work)
+
+
+def _score_alone(pair: Pair, work: Callable[[Pair], dict[str, Any]]) -> dict[str, Any]:
+    """Score a case in a process of its own; a prediction that kills it is refused."""
     try:
-        yield from pool.map(work, pairs)
+        with _processes(1) as pool:
+            return pool.submit(work, pair).result()
     except BrokenProcessPool as error:
-        raise AutopetError("a worker process was killed (out of memory?); use fewer workers") from error
+        if pair.prediction is None:
+            raise AutopetError(
+                f"the process that read the ground truth of {pair.truth.case} died (out of memory?); check its files"
+            ) from error
+        return _score_alone(replace(pair, prediction=None, status=REFUSED, reason=CRASHED), work)
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes that is known to work, so that whatever breaks it later is the fault of a case."""
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise AutopetError(
+                "no process can be started to score cases (out of memory, or a script without "
+                "`if __name__ == '__main__':` around the evaluation?)"
+            ) from error
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -157,15 +191,15 @@ def _read_prediction(pair: Pair, truth: Volume) -> tuple[Volume | None, str, str
     if pair.prediction is None or pair.status != FOUND:
         return None, pair.status, pair.reason
     try:
-        prediction = read_mask(pair.prediction)
-        difference = prediction.grid_difference(truth)
-        if difference:
+        difference = read_grid(pair.prediction).grid_difference(truth)
+        if difference:  # known before the voxels are read: a small file can announce more than memory holds
             raise AutopetError(
                 f"expected the grid of the ground truth, found {difference} (prediction against ground truth); "
                 "resample the mask onto the input image"
             )
-    except (AutopetError, MemoryError) as error:
-        return None, REFUSED, one_line(error)
+        prediction = read_mask(pair.prediction)
+    except Exception as error:  # whatever a participant's file does to its reader, the other cases keep their scores
+        return None, REFUSED, printable(one_line(error))
     return prediction, SCORED, ""
 
 

@@ -7,14 +7,14 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autopet.cohort import TABLE, read_cohort
 from autopet.errors import AutopetError, one_line
 from autopet.images import find_images, image_stem, is_image
-from evaluation.aggregate import FAILED, MISSING, REFUSED
+from evaluation.aggregate import FAILED, MISSING, REFUSED, printable
 
 JOBS_FILE = "predictions.json"
 FOUND = "found"
@@ -133,7 +133,13 @@ def find_candidates(folder: Path) -> list[Candidate]:
         candidates = [_checked(root, path, label=path.name, names=((image_stem(path),),)) for path in masks]
     if not candidates:
         raise AutopetError(f"{folder}: no predictions, expected {JOBS_FILE} with jobs, or masks <case>.nii.gz or .mha")
-    return candidates
+    return [_printable(candidate) for candidate in candidates]
+
+
+def _printable(candidate: Candidate) -> Candidate:
+    """Names and reasons end up in files and pages; the path stays what the file system says."""
+    names = tuple(tuple(printable(name) for name in level) for level in candidate.names)
+    return replace(candidate, label=printable(candidate.label), names=names, reason=printable(candidate.reason))
 
 
 def pair_up(truths: Sequence[Truth], candidates: Iterable[Candidate], *, ignored: Iterable[str] = ()) -> Pairing:
@@ -203,7 +209,7 @@ def _pair(truth: Truth, candidates: Sequence[Candidate]) -> Pair:
 def _read_jobs(path: Path) -> list[dict[str, Any]]:
     try:
         jobs = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AutopetError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise AutopetError(f"{path}: expected a list of jobs, found something else")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autopet.errors import AutopetError, one_line
 from autopet.volume import Volume
 
 FOLDER = "previews"
+PART = ".part-"
+MEMBERS = {"ground_truth.npy", "prediction.npy", "spacing_mm.npy"}  # of every preview
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ def write_preview(path: Path, preview: Preview) -> Path:
     arrays["spacing_mm"] = np.array(preview.spacing_mm)
     if preview.pet is not None:
         arrays["pet"] = preview.pet
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    partial = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -96,3 +100,29 @@ def read_preview(path: Path) -> Preview:
         row_mm, column_mm = (float(value) for value in data["spacing_mm"])
         pet = data["pet"] if "pet" in data.files else None
         return Preview(data["ground_truth"], data["prediction"], (row_mm, column_mm), pet)
+
+
+def remove_previews(folder: Path) -> None:
+    """Remove an earlier evaluation's previews, and the folder if nothing else is in it; other files are left."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    try:
+        for path in sorted(folder.glob("*.npz")):
+            if _is_preview(path):
+                path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise AutopetError(f"{folder}: earlier previews cannot be removed ({one_line(error)})") from error
+
+
+def _is_preview(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name.startswith(PART):  # of a process that was killed while it wrote
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MEMBERS <= set(archive.namelist()) <= {*MEMBERS, "pet.npy"}
+    except zipfile.BadZipFile:
+        return False

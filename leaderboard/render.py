@@ -63,7 +63,8 @@ def write_site(
 ) -> Path:
     """Rank submissions and write leaderboard.csv, leaderboard.json and index.html into a folder.
 
-    Each file appears whole or not at all. The page needs nothing but itself: pictures and style are inside.
+    All are made before one is written, and each appears whole or not at all. The page needs nothing but itself:
+    pictures and style are inside.
 
     Parameters
     ----------
@@ -80,25 +81,29 @@ def write_site(
     if not submissions:
         raise AutopetError("no submissions to rank")
     standings = rank_submissions(submissions, scheme)
+    texts = {
+        "leaderboard.csv": leaderboard_csv(standings, scheme),
+        "leaderboard.json": leaderboard_json(standings, scheme, title=title),
+        "index.html": leaderboard_html(standings, scheme, title=title),
+    }
+    contents = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "leaderboard.csv", leaderboard_csv(standings, scheme))
-        _write(out / "leaderboard.json", leaderboard_json(standings, scheme, title=title))
-        page = leaderboard_html(standings, scheme, title=title)
-        return _write(out / "index.html", page)
+        for name, content in contents.items():
+            _write(out / name, content)
     except OSError as error:
         raise AutopetError(f"{out}: the leaderboard cannot be written ({one_line(error)})") from error
+    return out / "index.html"
 
 
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, content: bytes) -> None:
     partial = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def leaderboard_csv(standings: Sequence[Standing], scheme: Scheme) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autopet.errors import AutopetError, one_line
-from evaluation.aggregate import SCORED, STATUSES
+from evaluation.aggregate import SCORED, STATUSES, printable
 from evaluation.metrics import METRICS
 from evaluation.previews import FOLDER
 
 METRICS_FILE = "metrics.json"
+GT_RELATIVE = 1e-6  # two readings of one mask differ by rounding of the voxel size only
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def read_results(paths: Sequence[str]) -> list[Submission]:
     ------
     AutopetError
         A file is missing or is no metrics.json, two submissions have one name, or they were evaluated on
-        different cases, with different editions' rules or with different policies for failed cases.
+        different cases or versions of the ground truth, with different editions' rules or with different
+        policies for failed cases.
     """
     if not paths:
         raise AutopetError("no results given; expected metrics.json files or folders that hold one")
@@ -100,7 +102,7 @@ def _name_and_file(text: str) -> tuple[str, Path]:
 def read_submission(name: str, file: Path) -> Submission:
     """Read one metrics.json; without a name, its own, else its folder's."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise ValueError("the top level is no object")
         aggregates = content["aggregates"]
@@ -108,7 +110,7 @@ def read_submission(name: str, file: Path) -> Submission:
         means = {metric.name: _number(aggregates[metric.name]["mean"]) for metric in METRICS}
         policy = content["policy"]
         submission = Submission(
-            name=name or str(content.get("name") or "") or file.resolve().parent.name,
+            name=printable(name or str(content.get("name") or "") or file.resolve().parent.name),
             edition=str(content["edition"]),
             policy=str(policy["failed"]),
             policy_text=str(policy["text"]),
@@ -116,11 +118,11 @@ def read_submission(name: str, file: Path) -> Submission:
             cases=tuple(cases),
             means=means,
             previews=folder if (folder := file.parent / FOLDER).is_dir() else None,
-            notes=tuple(str(note) for note in content.get("notes", ())),
+            notes=tuple(printable(str(note)) for note in content.get("notes", ())),
         )
     except KeyError as error:
         raise AutopetError(f"{file}: lacks {error}; evaluate the submission anew with `autopet evaluate`") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise AutopetError(f"{file}: is no {METRICS_FILE} of `autopet evaluate` ({one_line(error)})") from error
     names = [case.case for case in submission.cases]
     if not names or len(set(names)) != len(names):
@@ -132,7 +134,8 @@ def _case(row: dict[str, Any]) -> CaseResult:
     if row["status"] not in STATUSES:
         raise ValueError(f"status {row['status']!r} of case {row['case']!r} is none of {', '.join(STATUSES)}")
     keys = [metric.name for metric in METRICS] + ["gt_ml", "pred_ml"]
-    return CaseResult(str(row["case"]), row["status"], str(row["reason"]), {key: _number(row[key]) for key in keys})
+    values = {key: _number(row[key]) for key in keys}
+    return CaseResult(printable(str(row["case"])), row["status"], printable(str(row["reason"])), values)
 
 
 def _number(value: Any) -> float:
@@ -140,7 +143,13 @@ def _number(value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"expected a number or null, found {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {value}")
     return float(value)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"expected a finite number, found {text}")
 
 
 def _refuse_different(first: Submission, other: Submission) -> None:
@@ -160,6 +169,17 @@ def _refuse_different(first: Submission, other: Submission) -> None:
             f"{first.name!r} and {other.name!r} were evaluated on different cases "
             f"(only the first: {mine_only or 'none'}; "
             f"only the second: {theirs_only or 'none'}); evaluate both on the same ground truth"
+        )
+    for case, same_case in zip(first.cases, other.cases, strict=True):
+        _refuse_other_truth(first.name, case, other.name, same_case)
+
+
+def _refuse_other_truth(first: str, mine: CaseResult, other: str, theirs: CaseResult) -> None:
+    volumes_ml = mine.values["gt_ml"], theirs.values["gt_ml"]
+    if not math.isclose(*volumes_ml, rel_tol=GT_RELATIVE) and not all(map(math.isnan, volumes_ml)):
+        raise AutopetError(
+            f"{first!r} and {other!r} were evaluated on different versions of the ground truth (case {mine.case}: "
+            f"{volumes_ml[0]:.9g} ml against {volumes_ml[1]:.9g} ml of lesions); evaluate both on the same one"
         )
 
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autopet.cohort import Case
 from autopet.errors import AutopetError
 from evaluation import container
 from evaluation.container import evaluate_in_container
+from evaluation.previews import Preview, write_preview
 
 
 def test_what_is_mounted_and_what_comes_back(cohort: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -33,6 +35,19 @@ def test_what_is_mounted_and_what_comes_back(cohort: list[Case], tmp_path: Path,
         "/opt/ml/input/data/ground_truth": ["case01.nii.gz"],
         "/opt/ml/input/data/images": ["case01.nii.gz"],
     }
+
+
+def test_earlier_previews_go(cohort: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run(image: str, folder: Path, output: Path, *, mounts, command, limits):
+        output.mkdir()
+        (output / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(container, "run_container", run)
+    mask = np.ones((2, 3), bool)
+    earlier = write_preview(tmp_path / "previews/case00.npz", Preview(mask, mask, (1.0, 1.0)))
+    (tmp_path / "run").mkdir()
+    evaluate_in_container("image:1", cohort[0].folder.parent, tmp_path / "run", tmp_path / "metrics.json")
+    assert not earlier.parent.exists()
 
 
 def test_links_in_predictions_are_refused(cohort: list[Case], tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 from autopet.errors import AutopetError
 from autopet.images import write_image
 from autopet.volume import Volume
+from evaluation import evaluate as scoring
 from evaluation.__main__ import main
-from evaluation.evaluate import evaluate
+from evaluation.evaluate import CRASHED, evaluate, score_pair
+from evaluation.jobs import Pair
 from evaluation.previews import coronal_projection, make_preview, read_preview
 
 GRID = Volume(np.zeros((6, 8, 10), np.uint8), spacing_mm=(2.0, 2.0, 5.0), origin_mm=(-9.0, 4.0, 30.0))
@@ -266,3 +269,108 @@ def test_evaluation_needs_neither_pandas_nor_a_plotting_library():
     code = f"import sys, evaluation.__main__; print(sorted({unwanted} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def die_on_prediction_of_one(pair: Pair, *, settings: scoring.Settings) -> dict:
+    """Stands for a file that takes the process that reads it along."""
+    if pair.truth.case == "one" and pair.prediction:
+        os._exit(1)
+    return score_pair(pair, settings=settings)
+
+
+def die_on_truth_of_two(pair: Pair, *, settings: scoring.Settings) -> dict:
+    if pair.truth.case == "two":
+        os.abort()
+    return score_pair(pair, settings=settings)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mask_that_kills_its_reader_costs_only_its_own_case(
+    tmp_path: Path, truth: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    monkeypatch.setattr(scoring, "score_pair", die_on_prediction_of_one)
+    guess = predict(tmp_path / "p", one=boxed((1, 1, 1)), two=boxed((1, 1, 1), (3, 5, 6)), zero=boxed())
+    metrics = evaluate(truth, guess, tmp_path / "m.json", workers=workers)
+    assert [row["status"] for row in metrics["results"]] == ["refused", "scored", "scored"]
+    row = row_of(metrics, "one")
+    assert (row["reason"], row["dice"], row["pred_ml"]) == (CRASHED, 0.0, None)
+    assert row["fnv_ml"] == pytest.approx(8 * VOXEL_ML)
+    assert row_of(metrics, "two")["dice"] == 1.0
+
+
+def test_ground_truth_that_kills_its_reader_is_not_blamed_on_the_prediction(
+    tmp_path: Path, truth: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scoring, "score_pair", die_on_truth_of_two)
+    guess = predict(tmp_path / "p", one=boxed(), two=boxed())
+    with pytest.raises(AutopetError, match="read the ground truth of two died"):
+        evaluate(truth, guess, tmp_path / "m.json")
+
+
+def test_a_script_without_main_guard_is_told_so_and_scores_nothing(tmp_path: Path, truth: Path):
+    guess = predict(tmp_path / "p", one=boxed())
+    script = tmp_path / "script.py"
+    call = f"evaluate(Path({str(truth)!r}), Path({str(guess)!r}), Path({str(tmp_path / 'm.json')!r}))"
+    script.write_text(f"from pathlib import Path\nfrom evaluation.evaluate import evaluate\n{call}\n")
+    root = str(Path(scoring.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert result.returncode == 1
+    assert "no process can be started" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_a_mask_of_another_size_is_refused_before_its_voxels_are_read(
+    tmp_path: Path, truth: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def must_not_be_read(path: Path) -> Volume:
+        raise AssertionError(f"the voxels of {path} were read")
+
+    huge = write_image(tmp_path / "p" / "one.mha", Volume(np.zeros((60, 80, 100), np.uint8)))
+    pair = Pair(scoring.find_truths(truth)[0], huge, "found", "")
+    grid = scoring.read_mask(truth / "one.nii.gz")
+    monkeypatch.setattr(scoring, "read_mask", must_not_be_read)
+    prediction, status, reason = scoring._read_prediction(pair, grid)
+    assert (prediction, status) == (None, "refused")
+    assert "expected the grid of the ground truth, found shape (60, 80, 100) against (6, 8, 10)" in reason
+
+
+def test_previews_of_an_earlier_evaluation_go(tmp_path: Path, truth: Path):
+    guess = predict(tmp_path / "p", one=boxed((1, 1, 1)), two=boxed())
+    out = tmp_path / "m" / "metrics.json"
+    evaluate(truth, guess, out)
+    folder = out.parent / "previews"
+    assert len(list(folder.iterdir())) == 3
+    evaluate(truth, guess, out, cases=["one"])
+    assert [path.name for path in folder.iterdir()] == ["one.npz"]
+    np.savez(folder / "own.npz", something=np.zeros(3))
+    (folder / "note.txt").write_text("not a preview")
+    (folder / "broken.npz").write_bytes(b"not ours")
+    evaluate(truth, guess, out, previews=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["broken.npz", "note.txt", "own.npz"]
+    for path in folder.iterdir():
+        path.unlink()
+    evaluate(truth, guess, out, previews=False)
+    assert not folder.exists()
+
+
+def test_names_that_are_no_text_reach_metrics_as_text(tmp_path: Path, truth: Path):
+    guess = predict(tmp_path / "p", one=boxed((1, 1, 1)))
+    (guess / "one.mha").rename(guess / os.fsdecode(b"b\xff.mha"))
+    predict(guess, two=boxed())
+    metrics = evaluate(truth, guess, tmp_path / "m.json")
+    assert metrics["unmatched"][0]["prediction"] == "b\N{REPLACEMENT CHARACTER}.mha"
+    json.dumps(metrics, ensure_ascii=False).encode("utf-8")
+
+
+def test_a_header_that_announces_more_than_an_address_can_hold_is_refused(tmp_path: Path, truth: Path):
+    guess = predict(tmp_path / "p", two=boxed((1, 1, 1)))
+    fields = (
+        "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
+        "CompressedData = False", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "Offset = 0 0 0", "ElementSpacing = 1 1 1",
+        "DimSize = 2147483647 2147483647 4", "ElementType = MET_UCHAR", "ElementDataFile = LOCAL", "",
+    )  # fmt: skip
+    (guess / "one.mha").write_bytes("\n".join(fields).encode() + bytes(1000))
+    metrics = evaluate(truth, guess, tmp_path / "m.json")
+    assert [row_of(metrics, case)["status"] for case in ("one", "two")] == ["refused", "scored"]

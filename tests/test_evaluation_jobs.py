@@ -211,3 +211,18 @@ def test_selection_of_cases():
         select_truths(truths("a"), ["a", "x"])
     with pytest.raises(AutopetError, match="is empty"):
         select_truths(truths("a"), [])
+
+
+def test_surrogates_in_jobs_are_replaced(tmp_path: Path):
+    jobs = [job("p1", "a"), job("p2", "x\ud800"), job("p3", "b", status="Failed") | {"error_message": "no \udcff"}]
+    root = platform(tmp_path, jobs)
+    pairing = pair_up(truths("a", "b"), find_candidates(root))
+    for text in (*pairing.notes, *(pair.reason for pair in pairing.pairs), str(pairing.unmatched)):
+        text.encode("utf-8")
+    assert "x\N{REPLACEMENT CHARACTER}" in pairing.notes[0]
+
+
+def test_jobs_nested_too_deeply_are_an_error(tmp_path: Path):
+    (tmp_path / "predictions.json").write_text("[" * 200_000)
+    with pytest.raises(AutopetError, match=r"predictions\.json: cannot be read as JSON"):
+        find_candidates(tmp_path)

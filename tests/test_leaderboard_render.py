@@ -17,6 +17,7 @@ from PIL import Image
 from autopet.errors import AutopetError
 from evaluation.aggregate import build_metrics
 from evaluation.previews import Preview, write_preview
+from leaderboard import render
 from leaderboard.render import CLASSES, draw, write_site
 from leaderboard.submissions import read_results
 
@@ -147,3 +148,21 @@ def test_a_single_voxel_stays_visible_when_the_picture_shrinks(place: tuple[int,
 def test_nothing_to_rank_is_an_error(tmp_path: Path):
     with pytest.raises(AutopetError, match="no submissions"):
         write_site([], tmp_path)
+
+
+def test_names_that_are_no_utf8_do_not_stop_the_page(tmp_path: Path):
+    folder = write(tmp_path / "r", [row("a", 0.5, "refused", "b\udcff.mha")], name="x\udcff")
+    page = write_site(read_results([folder]), tmp_path / "site", title="title \udcff")
+    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "leaderboard.csv", "leaderboard.json"]
+    assert "b\N{REPLACEMENT CHARACTER}.mha" in page.read_text(encoding="utf-8")
+
+
+def test_nothing_is_written_when_one_text_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> str:
+        raise ValueError("no page")
+
+    monkeypatch.setattr(render, "leaderboard_html", fail)
+    folder = write(tmp_path / "r", [row("a", 0.5)], name="x")
+    with pytest.raises(ValueError, match="no page"):
+        write_site(read_results([folder]), tmp_path / "site")
+    assert not (tmp_path / "site").exists()

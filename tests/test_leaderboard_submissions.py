@@ -70,15 +70,27 @@ def test_other_cases_editions_and_policies_are_refused(tmp_path: Path):
         ("not json", "is no metrics.json"),
         ("[]", "top level is no object"),
         ("{}", "lacks 'aggregates'"),
+        ("[" * 200_000, r"x/metrics\.json: is no metrics\.json"),
+        ('{"aggregates": NaN}', "expected a finite number, found NaN"),
     ],
 )
 def test_files_that_are_no_results(tmp_path: Path, content: str, reason: str):
-    (tmp_path / "metrics.json").write_text(content)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "metrics.json").write_text(content)
     with pytest.raises(AutopetError, match=reason):
-        read_results([str(tmp_path)])
+        read_results([str(tmp_path / "x")])
 
 
-@pytest.mark.parametrize(("key", "value"), [("dice", "0.9"), ("dice", True), ("status", "perfect")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dice", "0.9"),
+        ("dice", True),
+        ("status", "perfect"),
+        ("fpv_ml", float("inf")),
+        pytest.param("dice", 10**400, id="huge"),
+    ],
+)
 def test_rows_with_wrong_values_are_refused(tmp_path: Path, key: str, value: object):
     folder = Path(write(tmp_path / "x", ROWS))
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -95,3 +107,31 @@ def test_missing_file_no_paths_and_repeated_case(tmp_path: Path):
         read_results([])
     with pytest.raises(AutopetError, match="expected every case once"):
         read_results([write(tmp_path / "x", [row("a", 0.1), row("a", 0.2)])])
+
+
+def test_numbers_too_large_for_a_float_are_refused(tmp_path: Path):
+    folder = Path(write(tmp_path / "x", ROWS))
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"mean": 1.0', '"mean": 1e999'))
+    with pytest.raises(AutopetError, match=r"x/metrics\.json.*expected a finite number, found inf"):
+        read_results([str(folder)])
+
+
+def test_other_versions_of_the_ground_truth_are_refused(tmp_path: Path):
+    base = write(tmp_path / "base", ROWS)
+    rounded = write(tmp_path / "rounded", [row("a", 0.1), row("b", 0.2) | {"gt_ml": 2.0 * (1 + 1e-9)}])
+    changed = write(tmp_path / "changed", [row("a", 0.1), row("b", 0.2) | {"gt_ml": 2.001}])
+    unknown = write(tmp_path / "unknown", [row("a", 0.1) | {"gt_ml": None}, row("b", 0.2)])
+    assert len(read_results([base, rounded])) == 2
+    assert len(read_results([unknown, f"again={unknown}"])) == 2
+    with pytest.raises(AutopetError, match=r"'base' and 'changed'.*ground truth \(case b: 2 ml against 2\.001 ml"):
+        read_results([base, changed])
+    with pytest.raises(AutopetError, match=r"case a: 2 ml against nan ml"):
+        read_results([base, unknown])
+
+
+def test_surrogates_in_results_are_replaced(tmp_path: Path):
+    folder = write(tmp_path / "x", [row("a\ud800", 0.5) | {"reason": "b\udcff.mha"}], name="n\udcff")
+    submission = read_results([folder])[0]
+    texts = (submission.name, submission.cases[0].case, submission.cases[0].reason)
+    assert [text[-1].encode() and "\N{REPLACEMENT CHARACTER}" in text for text in texts] == [True] * 3
