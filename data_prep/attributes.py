@@ -5,16 +5,30 @@ Section numbers are those of DICOM PS3.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from autopet.errors import AutopetError
 
 COSINE_TOLERANCE = 1e-3  # direction cosines are rounded to as few as four digits
+
+
+def read_dicom(path: Path, *, pixels: bool = True, keywords: Sequence[str] | None = None) -> Dataset:
+    """A DICOM file, also one without the preamble and file meta information of PS3.10 7.1."""
+    tags = None if keywords is None else list(keywords)
+    data = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=tags)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return data
 
 
 def tag_name(keyword: str) -> str:

@@ -40,7 +40,7 @@ from data_prep.segmentation import Segmentation, load_segmentation
 from data_prep.series import Choice, MissingSeriesError, Series, Study, choose, scan
 from data_prep.suv import MODES, SuvFactor, suv_bw_factor
 
-FORMAT = 1  # raise it when the same files and settings give other results
+FORMAT = 2  # raise it when the same files and settings give other results
 TRACERS = {"FDG": ("FDG", "DEOXYGLUCOSE"), "PSMA": ("PSMA",)}
 
 
@@ -100,6 +100,9 @@ def prepare(
         )
     source, out = Path(source), Path(out)
     found = scan(source)
+    if found.unreadable:
+        text = f"{len(found.unreadable)} files are not readable as DICOM (first: {found.unreadable[0]})"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     remove_leftovers(out)
     jobs, rows = _plan(found.studies, out, Settings(tuple(segments), suv_mode))
     kept = [row for row in map(_earlier_row, jobs) if row]
@@ -130,7 +133,8 @@ def _plan(studies: Sequence[Study], out: Path, settings: Settings) -> tuple[list
 
 
 def _study_row(case: str, study: Study, **filled: object) -> dict:
-    return row_of(case, patient_id=study.patient_id, study_uid=study.uid, study_date=study.date, **filled)
+    warned = {"warnings": " | ".join(study.warnings), **filled}
+    return row_of(case, patient_id=study.patient_id, study_uid=study.uid, study_date=study.date, **warned)
 
 
 def case_names(studies: Sequence[Study]) -> list[str]:
@@ -170,6 +174,8 @@ def _source(job: Job) -> dict:
         for uid, path in sorted(zip(uids, series.paths, strict=True)):
             stat = path.stat()
             digest.update(f"{uid} {stat.st_size} {int(stat.st_mtime)}\n".encode())
+    for path in job.study.unreadable:
+        digest.update(f"unreadable {path.name}\n".encode(errors="replace"))
     segmentations = [series.uid for series in choice.segmentations]
     return {
         "ct_series_uid": choice.ct.uid,
@@ -233,6 +239,7 @@ def convert_study(job: Job) -> dict:
     segmentation = _segmentation(job, pet.volume)
     ct = load_series(choice.ct)
     warnings = [
+        *job.study.warnings,
         *choice.warnings,
         *pet.warnings,
         *ct.warnings,

@@ -13,10 +13,11 @@ from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
 from data_prep.attributes import Reader, tag_name, values
-from data_prep.times import DAY, acquisition_moment, moment_of, split_datetime, time_of_day
+from data_prep.times import DAY, acquisition_moment, moment_of, split_datetime, time_of_day, utc_offset
 
 LONGEST_UPTAKE_HALF_LIVES = 10.0  # beyond this nothing is left to image: a date or time is wrong
 SAME_MOMENT_S = 1.0
+HALF_HOUR = dt.timedelta(minutes=30)  # time zones differ by multiples of it
 GE_CREATOR, GE_GROUP, GE_SCAN_DATETIME = "GEMS_PETD_01", 0x0009, 0x0D
 
 
@@ -116,10 +117,10 @@ def injection_moment(reader: Reader, reference: dt.datetime, half_life_s: float)
     injection = reader.injection
     full = reader.text("RadiopharmaceuticalStartDateTime", injection)
     time = reader.text("RadiopharmaceuticalStartTime", injection)
-    if full:
+    injected = _local_injection(reader, full, time) if full else None
+    if injected:
         tag = tag_name("RadiopharmaceuticalStartDateTime")
-        date, moment = split_datetime(full, tag)
-        injected = dt.datetime.combine(date, dt.time()) + moment
+        date, moment = injected.date(), injected - dt.datetime.combine(injected.date(), dt.time())
         problem = _impossible_uptake(reference - injected, half_life_s)
         if not problem:
             return injected
@@ -134,6 +135,38 @@ def injection_moment(reader: Reader, reference: dt.datetime, half_life_s: float)
         names = f"{tag_name('RadiopharmaceuticalStartDateTime')} and {tag_name('RadiopharmaceuticalStartTime')}"
         raise AutopetError(f"{names} are missing: the injection time is unknown; add one to the PET headers")
     return _injected_at(reader, time, reference, half_life_s)
+
+
+def _local_injection(reader: Reader, full: str, time: str) -> dt.datetime | None:
+    """RadiopharmaceuticalStartDateTime in the zone of the other times; None when the time of day is to be used.
+
+    The zone is TimezoneOffsetFromUTC (C.12.1.1.8). Without it, a time of day that differs from the date-time by whole
+    half hours shows that their zones differ.
+    """
+    tag, time_tag = tag_name("RadiopharmaceuticalStartDateTime"), tag_name("RadiopharmaceuticalStartTime")
+    date, moment = split_datetime(full, tag)
+    injected = dt.datetime.combine(date, dt.time()) + moment
+    offset = utc_offset(full, tag)
+    if offset is None:
+        return injected
+    zone = reader.text("TimezoneOffsetFromUTC")
+    zone_tag = tag_name("TimezoneOffsetFromUTC")
+    if zone:
+        local = utc_offset(zone, zone_tag)
+        if local is None:
+            raise AutopetError(f"{zone_tag} is {zone!r}, expected +HHMM or -HHMM; correct the PET headers")
+        return injected - offset + local
+    text = f"{tag} {full} has an offset from UTC, but {zone_tag} is missing"
+    if not time:
+        reader.warnings.append(f"{text}: taken as local, like the other times")
+        return injected
+    apart = abs(time_of_day(time, time_tag) - moment)
+    if apart.total_seconds() < SAME_MOMENT_S:
+        return injected
+    is_zone = abs(apart - round(apart / HALF_HOUR) * HALF_HOUR).total_seconds() < SAME_MOMENT_S
+    used = time_tag if is_zone else tag
+    reader.warnings.append(f"{text}, and {time_tag} {time} differs from it: {used} is used, check the time zone")
+    return None if is_zone else injected
 
 
 def _injected_at(reader: Reader, time: str, reference: dt.datetime, half_life_s: float) -> dt.datetime:

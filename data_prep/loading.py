@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError, one_line
 from autopet.volume import Volume
-from data_prep.attributes import COSINE_TOLERANCE, orientation, pixel_spacing, position, tag_name, values
+from data_prep.attributes import COSINE_TOLERANCE, orientation, pixel_spacing, position, read_dicom, tag_name, values
 from data_prep.series import Series
 
 STEP_TOLERANCE = 0.05  # of the slice distance; GE rounds bed overlaps by 0.6 %
@@ -132,7 +131,7 @@ def _uniform_step_mm(along_mm: np.ndarray, series: Series) -> float:
 
 def _read_slice(path: Path) -> tuple[np.ndarray, Dataset]:
     """Rescaled float32 pixels, and the header without them."""
-    data = pydicom.dcmread(path)
+    data = read_dicom(path)
     if "PixelData" not in data:
         raise AutopetError(f"{path}: {tag_name('PixelData')} is missing; export the file anew")
     try:

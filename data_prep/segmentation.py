@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError, one_line
 from autopet.volume import Volume, resample
-from data_prep.attributes import orientation, pixel_spacing, position, tag_name
+from data_prep.attributes import orientation, pixel_spacing, position, read_dicom, tag_name, values
 from data_prep.series import Series
 
 IN_PLANE_TOLERANCE = 0.25  # voxels a frame may lie off the grid's rows and columns
@@ -51,7 +50,7 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Object:
-    """One Segmentation instance: header, segments (number -> label) and frames."""
+    """One Segmentation instance: header, segments (number -> label) and frames, as far as they could be read."""
 
     path: Path
     header: Dataset
@@ -59,9 +58,12 @@ class _Object:
     frames: tuple[_Frame, ...]
     fits: bool  # every frame lies on the PET grid
     belongs: bool  # lies on the PET grid or refers to the PET series
+    problem: str  # why it cannot be used, empty when it can
 
     @property
     def title(self) -> str:
+        if self.problem:
+            return str(self.path)
         name = self.header.get("SeriesDescription") or self.header.get("ContentLabel") or "SEG"
         return f"{name} ({self.header.SOPInstanceUID}: {', '.join(self.labels.values())})"
 
@@ -90,13 +92,17 @@ def load_segmentation(
     Raises
     ------
     AutopetError
-        No object has a named segment (the message lists the labels there are), or an object cannot be placed.
+        No object has a named segment (the message lists the labels there are), or a chosen object is broken;
+        a broken object that is not chosen is a warning.
     """
     objects = [_read_object(path, pet, pet_uid) for item in series for path in item.paths]
     if not objects:
         raise AutopetError("no Segmentation object to load")
     warnings: list[str] = []
     chosen = _choose_named(objects, segments) if segments else _choose_all(objects, warnings)
+    broken = next((item for item, _ in chosen if item.problem), None)
+    if broken:
+        raise AutopetError(broken.problem)
     _warn_of_choice(objects, chosen, warnings, named=bool(segments))
     mask = np.zeros(pet.shape, dtype=bool)
     frames, labels, grids = 0, [], []
@@ -122,6 +128,9 @@ def _choose_named(objects: Sequence[_Object], segments: Sequence[str]) -> list[t
     chosen: dict[int, set[int]] = {}
     for name in segments:
         found = {index: numbers for index, item in enumerate(objects) if (numbers := _numbers_of(item, name))}
+        unknown = next((item for item in objects if item.problem and not item.labels), None)
+        if not found and unknown:  # it may be the one that has the segment
+            raise AutopetError(unknown.problem)
         if not found:
             listed = "; ".join(f"{item.title}" for item in objects)
             raise AutopetError(f"no segment {name!r} in {tag_name('SegmentLabel')}; segments there: {listed}")
@@ -154,7 +163,8 @@ def _warn_of_choice(
     used = [item for item, _ in chosen]
     if named and len(used) > 1:
         warnings.append(f"named segments come from {len(used)} objects: {'; '.join(item.title for item in used)}")
-    unused = [item.title for item in objects if item not in used]
+    warnings += [f"segmentation not used: {item.problem}" for item in objects if item.problem]
+    unused = [item.title for item in objects if item not in used and not item.problem]
     if unused:
         warnings.append(f"segmentations not used: {'; '.join(unused)}")
 
@@ -163,17 +173,37 @@ def _warn_of_choice(
 
 
 def _read_object(path: Path, pet: Volume, pet_uid: str) -> _Object:
-    header = pydicom.dcmread(path, stop_before_pixels=True)
+    """An object; a broken one with its problem, it belongs to the PET unless it refers to other series only."""
+    header, labels, referenced = Dataset(), dict[int, str](), set[str]()
+    frames: tuple[_Frame, ...] = ()
+    fits, problem = False, ""
+    try:
+        header = read_dicom(path, pixels=False)
+        referenced = {str(item.get("SeriesInstanceUID", "")) for item in header.get("ReferencedSeriesSequence") or []}
+        labels = _labels(path, header)
+        frames = _frames(path, header)
+        fits = all(_indices(frame, pet) is not None for frame in frames)
+    except AutopetError as error:
+        problem = one_line(error) if str(path) in str(error) else f"{path}: {one_line(error)}"
+    except Exception as error:  # pydicom raises what it likes about damaged values
+        problem = f"{path}: cannot be read, {type(error).__name__}: {one_line(error)}; export the segmentation anew"
+    belongs = fits or pet_uid in referenced or (bool(problem) and not referenced)
+    return _Object(path, header, labels, frames, fits, belongs, problem)
+
+
+def _labels(path: Path, header: Dataset) -> dict[int, str]:
+    """Segments by number; without the background of a label map: 0 and PixelPaddingValue (0028,0120)."""
     items = header.get("SegmentSequence") or []
     if not items:
         raise AutopetError(f"{path}: {tag_name('SegmentSequence')} is missing or empty; export the segmentation anew")
-    labels = {
-        int(item.SegmentNumber): str(item.get("SegmentLabel") or f"segment {item.SegmentNumber}") for item in items
+    background = set()
+    if header.get("SegmentationType") == "LABELMAP":
+        background = {0, *(int(value) for value in values(header, "PixelPaddingValue"))}
+    return {
+        int(item.SegmentNumber): str(item.get("SegmentLabel") or f"segment {item.SegmentNumber}")
+        for item in items
+        if int(item.SegmentNumber) not in background
     }
-    frames = _frames(path, header)
-    fits = all(_indices(frame, pet) is not None for frame in frames)
-    referenced = {str(item.get("SeriesInstanceUID", "")) for item in header.get("ReferencedSeriesSequence") or []}
-    return _Object(path, header, labels, frames, fits, fits or pet_uid in referenced)
 
 
 def _frames(path: Path, header: Dataset) -> tuple[_Frame, ...]:
@@ -209,7 +239,7 @@ def _read_pixels(item: _Object) -> np.ndarray:
             f"{item.path}: {tag_name('SegmentationType')} is {kind}, expected BINARY, FRACTIONAL or LABELMAP"
         )
     try:
-        data = pydicom.dcmread(item.path)
+        data = read_dicom(item.path)
         stored = data.pixel_array
     except Exception as error:  # decoders raise what they like
         raise AutopetError(f"{item.path}: {tag_name('PixelData')} cannot be read: {one_line(error)}") from error

@@ -6,15 +6,15 @@ Section numbers are those of DICOM PS3.3.
 from __future__ import annotations
 
 import os
+import stat
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -24,14 +24,20 @@ from pydicom.uid import (
 )
 
 from autopet.errors import AutopetError
-from data_prep.attributes import orientation, position, tag_name, values
+from data_prep.attributes import orientation, position, read_dicom, tag_name, values
 
 UNITS = ("BQML", "CNTS", "GML")  # of Units (0054,1001), that can become SUV
-SCAN_KEYWORDS = [
-    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate",
-    "SeriesDescription", "PatientID", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient",
-    "CorrectedImage", "Units", "SeriesType", "NumberOfFrames", "NumberOfSlices",
-]  # fmt: skip
+IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")  # one value each, C.12.1, C.7
+SCAN_KEYWORDS = (
+    *IDENTITY, "Modality", "ImageType", "StudyDate", "SeriesDescription", "PatientID", "FrameOfReferenceUID",
+    "ImagePositionPatient", "ImageOrientationPatient", "CorrectedImage", "Units", "SeriesType", "NumberOfFrames",
+    "NumberOfSlices",
+)  # fmt: skip
+COMPANION_NAMES = ("dicomdir", "thumbs.db", "license", "readme")  # files that lie beside DICOM, in lower case
+COMPANION_SUFFIXES = (
+    ".csv", ".tsv", ".txt", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".pdf", ".png", ".jpg", ".jpeg",
+    ".xls", ".xlsx", ".docx", ".nii", ".gz", ".zip",
+)  # fmt: skip
 ROLES = {
     CTImageStorage: "CT",
     EnhancedCTImageStorage: "CT",
@@ -62,7 +68,7 @@ class Series:
     @property
     def role(self) -> str:
         """CT, PET, SEG or nothing, from SOPClassUID (0008,0016)."""
-        return ROLES.get(self.first.get("SOPClassUID", ""), "")
+        return ROLES.get(str(self.first.get("SOPClassUID", "")), "")
 
     @property
     def title(self) -> str:
@@ -78,6 +84,15 @@ class Study:
     patient_id: str
     date: str
     series: tuple[Series, ...]
+    unreadable: tuple[Path, ...] = ()  # files in its folder that are not readable as DICOM
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may be missing from the study."""
+        if not self.unreadable:
+            return ()
+        count, first = len(self.unreadable), self.unreadable[0]
+        return (f"{count} files in the study's folder are not readable as DICOM (first: {first})",)
 
     def of_role(self, role: str) -> list[Series]:
         """Series of one role, sorted by UID."""
@@ -86,10 +101,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies below a folder; `other_files` are not DICOM (or DICOM without the preamble of PS3.10)."""
+    """What lies below a folder; `other_files` counts what is not DICOM of a study, `unreadable` names what should be.
+
+    Ordinary companions of DICOM, such as tables and notes, are not among the unreadable files.
+    """
 
     studies: tuple[Study, ...]
     other_files: int
+    unreadable: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ class Choice:
 
 
 def scan(folder: Path) -> Scan:
-    """Headers of every DICOM file below a folder, grouped by study and series.
+    """Headers of every DICOM file below a folder, grouped by study and series; links to folders are followed.
 
     Raises
     ------
@@ -118,31 +137,80 @@ def scan(folder: Path) -> Scan:
     if not folder.is_dir():
         raise AutopetError(f"{folder}: no such folder; give the folder that holds the DICOM studies")
     files: dict[tuple[str, str], list[tuple[Path, Dataset]]] = {}
-    other = 0
+    other = []
     for path in _files(folder):
         header = _header(path)
         if header is None:
-            other += 1
+            other.append(path)
         else:
             files.setdefault((str(header.StudyInstanceUID), str(header.SeriesInstanceUID)), []).append((path, header))
     if not files:
-        raise AutopetError(f"{folder}: no DICOM file below it ({other} other files); give the folder of the studies")
-    return Scan(tuple(_studies(files)), other)
+        raise AutopetError(
+            f"{folder}: no DICOM file below it ({len(other)} other files); give the folder of the studies"
+        )
+    unreadable = tuple(path for path in other if not _is_companion(path))
+    return Scan(_with_unreadable(tuple(_studies(files)), unreadable, folder), len(other), unreadable)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for base, folders, names in os.walk(folder):
+    """Files below a folder, each folder once; links to the folder's own ancestors lead out of it and are not taken."""
+    visited = {os.fspath(path) for path in Path(os.path.realpath(folder)).parents}
+    closed: list[Path] = []  # folders that may not be listed
+    for base, folders, names in os.walk(
+        folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
+    ):
+        real = os.path.realpath(base)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
         folders.sort()
-        yield from (Path(base, name) for name in sorted(names))
+        yield from (path for name in sorted(names) if not _is_special(path := Path(base, name)))
+    yield from closed
+
+
+def _is_special(path: Path) -> bool:
+    """Pipes, sockets and devices, that would block a reader; a link to nowhere is not special but unreadable."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_companion(path: Path) -> bool:
+    name = path.name.casefold()
+    return name.startswith(".") or name in COMPANION_NAMES or name.endswith(COMPANION_SUFFIXES)
 
 
 def _header(path: Path) -> Dataset | None:
+    """`SCAN_KEYWORDS` of a file, None when they cannot be read or do not say to which study it belongs."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(SCAN_KEYWORDS))
-    except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values in files that are no DICOM
+            header = read_dicom(path, pixels=False, keywords=SCAN_KEYWORDS)
+            for keyword in SCAN_KEYWORDS:  # pydicom converts a value when it is first asked for
+                header.get(keyword)
+        return header if all(len(values(header, keyword)) == 1 for keyword in IDENTITY) else None
+    except Exception:  # a damaged file raises what it likes: struct.error, BytesLengthException, ...
         return None
-    # DICOMDIR (PS3.10 section 8) has no study of its own
-    return header if header.get("StudyInstanceUID") and header.get("SeriesInstanceUID") else None
+
+
+def _with_unreadable(studies: tuple[Study, ...], unreadable: Sequence[Path], folder: Path) -> tuple[Study, ...]:
+    """Studies with the unreadable files of the nearest folder that has a study below it."""
+    below: dict[Path, set[str]] = {}
+    inside = {study.uid: {path.parent for series in study.series for path in series.paths} for study in studies}
+    for uid, parents in inside.items():
+        for place in {place for parent in parents for place in (parent, *parent.parents)}:
+            below.setdefault(place, set()).add(uid)
+    found: dict[str, list[Path]] = {}
+    for path in unreadable:
+        nearest = next((place for place in path.parents if place in below), folder)
+        holders = below.get(nearest, set())
+        if nearest == folder and len(holders) > 1:  # beside the studies' folders, unless they lie loose in this one
+            holders = {uid for uid in holders if folder in inside[uid]}
+        for uid in holders:
+            found.setdefault(uid, []).append(path)
+    return tuple(replace(study, unreadable=tuple(found.get(study.uid, ()))) for study in studies)
 
 
 def _studies(files: dict[tuple[str, str], list[tuple[Path, Dataset]]]) -> Iterator[Study]:
@@ -176,12 +244,12 @@ def choose(study: Study) -> Choice:
         raise MissingSeriesError(f"no {' and no '.join(missing)} series in the study (series found: {listed})")
     pet, pet_reason = _choose_pet(study.of_role("PET"))
     ct, ct_reason = _choose_ct(study.of_role("CT"), pet)
-    warnings = []
+    noted = []
     if not _shares_frame(ct, pet):
-        warnings.append(
+        noted.append(
             f"CT and PET differ in {tag_name('FrameOfReferenceUID')}; positions are taken as they are, check the fit"
         )
-    return Choice(ct, pet, tuple(study.of_role("SEG")), (pet_reason, ct_reason), tuple(warnings))
+    return Choice(ct, pet, tuple(study.of_role("SEG")), (pet_reason, ct_reason), tuple(noted))
 
 
 def _choose_pet(candidates: Sequence[Series]) -> tuple[Series, str]:

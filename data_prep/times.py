@@ -48,8 +48,19 @@ def time_of_day(text: str, tag: str) -> dt.timedelta:
 
 
 def split_datetime(text: str, tag: str) -> tuple[dt.date, dt.timedelta]:
-    """YYYYMMDDHHMMSS.ffffff, an offset from UTC at its end is dropped: the other times are local too."""
+    """YYYYMMDDHHMMSS.ffffff, without the offset from UTC at its end: see `utc_offset`."""
     local = re.sub(r"[+-]\d{4}$", "", text.strip())
     if len(local) < 10:
         raise AutopetError(f"{tag} is {text!r}, expected YYYYMMDDHHMMSS; correct the PET headers")
     return _date(local[:8], tag), time_of_day(local[8:], tag)
+
+
+def utc_offset(text: str, tag: str) -> dt.timedelta | None:
+    """The offset +HHMM or -HHMM at the end of a date-time, or of TimezoneOffsetFromUTC; None without one."""
+    match = re.search(r"([+-])(\d\d)(\d\d)$", text.strip())
+    if match is None:
+        return None
+    offset = dt.timedelta(hours=int(match[2]), minutes=int(match[3])) * (-1 if match[1] == "-" else 1)
+    if int(match[3]) > 59 or not dt.timedelta(hours=-12) <= offset <= dt.timedelta(hours=14):
+        raise AutopetError(f"{tag} is {text!r}, expected an offset from UTC of -1200 to +1400; correct the PET headers")
+    return offset

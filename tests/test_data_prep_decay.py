@@ -52,6 +52,54 @@ def test_date_time_goes_before_the_time():
     assert suv_bw_factor(headers).factor == pytest.approx(4e-4, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("text", "zone"), [("20200102062000+0000", "+0200"), ("20200102012000-0500", "+0200"), ("20200102082000", "+0200")]
+)
+def test_offset_from_utc_is_converted(text, zone):
+    """08:20 in the zone of the other times."""
+    found = suv_bw_factor(
+        altered(RadiopharmaceuticalStartDateTime=text, RadiopharmaceuticalStartTime=None, TimezoneOffsetFromUTC=zone)
+    )
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert found.warnings == ()
+
+
+def test_offset_from_utc_across_midnight():
+    headers = altered(
+        RadiopharmaceuticalStartDateTime="20200101232000+0000", RadiopharmaceuticalStartTime=None,
+        TimezoneOffsetFromUTC="+0900",
+    )  # fmt: skip
+    assert suv_bw_factor(headers).factor == pytest.approx(4e-4, rel=1e-12)
+
+
+def test_offset_from_an_unknown_zone_gives_way_to_the_time_of_day():
+    """06:20 UTC and 08:20: two hours are a time zone. 07:43 and 08:20: 37 minutes are not."""
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102062000+0000"))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    (warning,) = found.warnings
+    for name in (
+        "RadiopharmaceuticalStartDateTime (0018,1078) 20200102062000+0000",
+        "RadiopharmaceuticalStartTime (0018,1072) 082000.00",
+        "TimezoneOffsetFromUTC (0008,0201) is missing",
+    ):
+        assert name in warning
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102074300+0000"))
+    assert found.factor == pytest.approx(4e-4 * 2 ** (37 * 60 / 6000), rel=1e-12)
+    assert "RadiopharmaceuticalStartDateTime (0018,1078) is used" in found.warnings[0]
+
+
+def test_offset_with_the_same_time_of_day_is_local():
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102082000+0100"))
+    assert (found.factor, found.warnings) == (pytest.approx(4e-4, rel=1e-12), ())
+
+
+def test_offset_from_an_unknown_zone_without_time_of_day():
+    headers = altered(RadiopharmaceuticalStartDateTime="20200102082000+0100", RadiopharmaceuticalStartTime=None)
+    found = suv_bw_factor(headers)
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert "taken as local" in found.warnings[0]
+
+
 def test_date_shifted_by_an_anonymiser():
     found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20191120082000"))
     assert found.factor == pytest.approx(4e-4, rel=1e-12)

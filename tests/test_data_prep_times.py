@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.times import moment_of, split_datetime, time_of_day
+from data_prep.times import moment_of, split_datetime, time_of_day, utc_offset
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,15 @@ def test_offset_from_utc_is_dropped():
     assert split_datetime("20200102082000.00+0100", "T") == split_datetime("202001020820", "T") == expected
     with pytest.raises(AutopetError, match="expected YYYYMMDDHHMMSS"):
         split_datetime("20200102", "T")
+
+
+def test_utc_offset():
+    assert utc_offset("20200102082000.00-0530", "T") == -dt.timedelta(hours=5, minutes=30)
+    assert utc_offset("+0200", "T") == dt.timedelta(hours=2)
+    assert utc_offset("20200102082000", "T") is None
+    for text in ("+1500", "+0160", "-1300"):
+        with pytest.raises(AutopetError, match="T is .* an offset from UTC of"):
+            utc_offset(text, "T")
 
 
 def test_date_falls_back_on_the_study():
