@@ -199,9 +199,8 @@ def _published(output_dir: Path, *, apart_from: Sequence[Path | None] = ()) -> I
     Only the innermost folders that were written (one per socket) replace what is there under their name.
     """
     output_dir = output_dir.resolve()
-    for folder in (place.resolve() for place in apart_from if place):
-        if output_dir.is_relative_to(folder) or folder.is_relative_to(output_dir):
-            raise AutopetError(f"the output folder {output_dir} overlaps {folder}; choose a folder of its own")
+    if output_dir in [place.resolve() for place in apart_from if place]:
+        raise AutopetError(f"{output_dir} is an input, too; choose a folder of its own for the output")
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".part-", dir=output_dir.parent))
     try:

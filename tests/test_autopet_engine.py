@@ -65,11 +65,14 @@ def test_a_failed_run_keeps_the_earlier_output(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out/images").iterdir()] == ["new.mha"]
 
 
-def test_output_must_not_overlap_the_input(input_folder: Path, model: Path):
-    for out in (input_folder, input_folder.parent, input_folder / "images"):
-        with pytest.raises(AutopetError, match="overlaps"):
+def test_output_never_replaces_the_input(input_folder: Path, model: Path):
+    for out in (input_folder, model):
+        with pytest.raises(AutopetError, match="is an input, too"):
             run_case("threshold", input_folder, out, engine="local", model=model, limits=Limits())
+    for out in (input_folder.parent, input_folder / "out"):
+        assert run_case("threshold", input_folder, out, engine="local", model=model, limits=Limits()).ok
     assert find_images(input_folder / "images/pet")
+    assert find_images(input_folder / "images/ct")
 
 
 def test_other_sockets_of_an_output_folder_stay(tmp_path: Path):
