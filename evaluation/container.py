@@ -61,7 +61,9 @@ def evaluate_in_container(
         remove_previews(out.parent / FOLDER)
         if (folder / "output" / FOLDER).is_dir():
             shutil.copytree(folder / "output" / FOLDER, out.parent / FOLDER, dirs_exist_ok=True)
-        shutil.copy(folder / "output/metrics.json", out)
+        partial = out.with_name(f".part-{out.name}")
+        shutil.copy(folder / "output/metrics.json", partial)
+        partial.replace(out)
     return json.loads(out.read_text())
 
 
