@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from autopet import __version__
 from autopet.errors import AutopetError
+from autopet.folders import whole_folder
 
 CONFIG = "config.json"
 SUMS = "SHA256SUMS"
@@ -57,22 +55,13 @@ def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Pa
     """
     folder = Path(folder).resolve()
     refuse_other_content(folder)
-    run = uuid.uuid4().hex[:8]
-    partial, old = (folder.with_name(f".{kind}-{run}-{folder.name}") for kind in ("part", "old"))
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         config = {"bundle_version": __version__, **fill(partial)}
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = [f"{sha256(path)}  {path.relative_to(partial).as_posix()}" for path in files]
         (partial / SUMS).write_text("\n".join(sums) + "\n")
         open_to_all(partial)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autopet.errors import AutopetError
+from autopet.folders import whole_folder
 from autopet.images import is_image, read_image
 from autopet.progress import track
 from autopet.volume import Volume, resample
@@ -18,7 +19,6 @@ from data_prep.records import (
     remove_leftovers,
     row_of,
     safe_name,
-    whole_folder,
     write_audit,
     write_images,
     write_rows,

@@ -17,6 +17,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
+from autopet.folders import part_of, whole_folder
 from autopet.progress import console, track
 from autopet.volume import Volume
 from data_prep.alignment import ct_cover_warnings, ct_on_grid
@@ -26,12 +27,10 @@ from data_prep.metadata import fill_from_metadata
 from data_prep.records import (
     AUDIT,
     measures,
-    part_of,
     reason_of,
     remove_leftovers,
     row_of,
     safe_name,
-    whole_folder,
     write_audit,
     write_images,
     write_rows,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,28 +65,6 @@ def reason_of(error: BaseException) -> str:
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder to write to; it takes the place of `folder` at the end, or vanishes after an error."""
-    part, old = part_of(folder), folder.with_name(f".old-{folder.name}")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-    finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def part_of(folder: Path) -> Path:
-    """Where `whole_folder` writes until all is there."""
-    return folder.with_name(f".part-{folder.name}")
 
 
 def remove_leftovers(out: Path) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from autopet.errors import AutopetError
-from data_prep.records import COLUMNS, reason_of, row_of, safe_name, whole_folder
+from autopet.folders import whole_folder
+from data_prep.records import COLUMNS, reason_of, row_of, safe_name
 
 
 def test_safe_name():
