@@ -1,0 +1,124 @@
+"""Commands that make and change data: phantom, prep, collect, split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopet.commands.options import Workers
+from autopet.errors import AutopetError
+from autopet.progress import console
+
+app = typer.Typer()
+
+
+class Tracer(StrEnum):
+    """Tracers of a phantom cohort."""
+
+    fdg = "fdg"
+    psma = "psma"
+    mixed = "mixed"
+
+
+class Size(StrEnum):
+    """Matrix sizes of a phantom cohort."""
+
+    small = "small"
+    full = "full"
+
+
+@app.command(epilog="Example: autopet phantom dicom --cases 12 --seed 7 --tracer fdg")
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write the DICOM studies to, in the TCIA layout.")],
+    cases: Annotated[int, typer.Option(min=1, help="Number of patients, one study each.")] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cohort.")] = 0,
+    organ_maps: Annotated[
+        Path | None, typer.Option(help="Folder of organ label maps (NIfTI) to use as anatomy.")
+    ] = None,
+    size: Annotated[
+        Size, typer.Option(help="small: about 4x4x6 mm PET, for CPU training; full: real matrix sizes.")
+    ] = Size.small,
+    tracer: Annotated[Tracer, typer.Option(help="mixed: both in turn.")] = Tracer.mixed,
+    positive_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of patients with lesions.")] = 0.75,
+    workers: Workers = 1,
+) -> None:
+    """Write a cohort of simulated PET/CT patients as real DICOM (CT, PT, SEG)."""
+    from data_prep.phantom import write_cohort
+
+    rows = write_cohort(
+        out,
+        cases=cases,
+        seed=seed,
+        organ_maps=organ_maps,
+        size=size.value,
+        tracer=tracer.value if tracer is Tracer.mixed else tracer.value.upper(),
+        positive_fraction=positive_fraction,
+        workers=workers,
+    )
+    console.print(f"{len(rows)} studies in {out}; convert them with: autopet prep {out} nifti", highlight=False)
+
+
+@app.command(epilog="Example: autopet prep /data/FDG-PET-CT-Lesions nifti --segments Lesion --workers 4")
+def prep(
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM studies anywhere below it.")],
+    out: Annotated[Path, typer.Argument(help="Folder for CT, PET, SUV, CTres, SEG.nii.gz per study, and prep.csv.")],
+    segments: Annotated[str, typer.Option(help="Segment names or numbers, with commas; all united without it.")] = "",
+    suv_mode: Annotated[
+        str, typer.Option(help="qiba: vendor-neutral rules; challenge: the official script's equation.")
+    ] = "qiba",
+    workers: Workers = 1,
+) -> None:
+    """Convert DICOM studies: SUV, CT on the PET grid, lesion mask, and an audit of how."""
+    from data_prep.convert import prepare
+
+    names = [name.strip() for name in segments.split(",") if name.strip()]
+    _report_rows(prepare(source, out, segments=names, suv_mode=suv_mode, workers=workers), out)
+
+
+@app.command(
+    epilog="Example: autopet collect sts cohort --pet PET_image.nii.gz --ct CT_image.nii.gz --mask PET_mask.nii.gz"
+)
+def collect(
+    source: Annotated[Path, typer.Argument(help="Folder with one folder per patient.")],
+    out: Annotated[Path, typer.Argument(help="Cohort folder to write, like that of `autopet prep`.")],
+    pet: Annotated[str, typer.Option(help="Name of the PET image in SUV, in each patient's folder.")] = "SUV.nii.gz",
+    ct: Annotated[str, typer.Option(help="Name of the CT image in HU; resampled to the PET grid.")] = "CT.nii.gz",
+    mask: Annotated[str, typer.Option(help="Name of the lesion mask; empty when there is none.")] = "SEG.nii.gz",
+) -> None:
+    """Make a cohort of images that are converted already."""
+    from data_prep.collect import collect as collect_cohort
+
+    _report_rows(collect_cohort(source, out, pet=pet, ct=ct, mask=mask or None), out)
+
+
+def _report_rows(rows: Sequence[dict], out: Path) -> None:
+    """A line per study that did not come through; an error when none did."""
+    lost = [row for row in rows if row["status"] != "converted"]
+    for row in lost:
+        console.print(f"{row['status']}: {row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
+    console.print(f"{len(rows) - len(lost)} of {len(rows)} studies converted; see {out / 'prep.csv'}", highlight=False)
+    if len(lost) == len(rows):
+        raise AutopetError(
+            f"no study was converted; first reason: {lost[0]['reason'] if lost else 'no study was found'}"
+        )
+
+
+@app.command(epilog="Example: autopet split nifti split.csv --test-fraction 0.2 --seed 1")
+def split(
+    data: Annotated[Path, typer.Argument(help="Cohort folder of `autopet prep`.")],
+    out: Annotated[Path, typer.Argument(help="CSV file to write: case, part.")],
+    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of patients in part `test`.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same split.")] = 0,
+) -> None:
+    """Divide a cohort into train and test by patient, in proportion of tracer, centre and lesions."""
+    from autopet.cohort import read_cohort, split_patients, write_table
+
+    parts = split_patients(read_cohort(data), test_fraction=test_fraction, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_table(out, [{"case": case, "part": part} for case, part in sorted(parts.items())], ["case", "part"])
+    counts = {part: list(parts.values()).count(part) for part in ("train", "test")}
+    console.print(f"{counts['train']} cases to train, {counts['test']} to test, in {out}", highlight=False)

@@ -1,0 +1,118 @@
+"""Commands that score and rank: evaluate, leaderboard, demo."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from autopet.commands.options import Part, Split, Workers, take_cases
+from autopet.progress import console
+
+app = typer.Typer()
+
+
+class AnyEngine(StrEnum):
+    """Where the demo's methods run."""
+
+    auto = "auto"
+    docker = "docker"
+    local = "local"
+
+
+@app.command(
+    epilog="Example: autopet evaluate --ground-truth nifti --predictions submissions/nnunet --out nnunet/metrics.json"
+)
+def evaluate(
+    ground_truth: Annotated[
+        Path, typer.Option(help="Folder of masks named by case, or a cohort folder of `autopet prep`.")
+    ],
+    predictions: Annotated[
+        Path, typer.Option(help="Folder of masks with the same names, or one with predictions.json.")
+    ],
+    out: Annotated[Path, typer.Option(help="metrics.json to write; projections for the leaderboard go beside it.")],
+    name: Annotated[str, typer.Option(help="Name of the submission; default: the folder's name.")] = "",
+    edition: Annotated[
+        str, typer.Option(help="Whose rules for empty cases: III (undefined) or I (no guards).")
+    ] = "III",
+    failed: Annotated[str, typer.Option(help="How cases without a usable mask count: empty or nan.")] = "empty",
+    images: Annotated[Path | None, typer.Option(help="Folder of PET images for the projections.")] = None,
+    split: Split = None,
+    part: Part = "test",
+    image: Annotated[str, typer.Option(help="Run in this evaluation image instead of this Python.")] = "",
+    workers: Workers = 1,
+) -> None:
+    """Score predictions: Dice, false positive and false negative volume per case and over the cases."""
+    cases = [case.name for case in take_cases(ground_truth, split, part)] if split else None
+    if image:
+        from evaluation.container import evaluate_in_container
+
+        options = [
+            "--name",
+            name or out.parent.name,
+            "--edition",
+            edition,
+            "--failed",
+            failed,
+            "--workers",
+            str(workers),
+        ]
+        metrics = evaluate_in_container(
+            image, ground_truth, predictions, out, options=options, images=images, cases=cases
+        )
+    else:
+        from evaluation.evaluate import evaluate as score
+
+        metrics = score(
+            ground_truth,
+            predictions,
+            out,
+            name=name,
+            edition=edition,
+            failed=failed,
+            images=images,
+            cases=cases,
+            workers=workers,
+        )
+    _show_scores(metrics)
+
+
+def _show_scores(metrics: dict) -> None:
+    table = Table("case", "status", "Dice", "FPV ml", "FNV ml")
+    for row in metrics["results"]:
+        values = [row["dice"], row["fpv_ml"], row["fnv_ml"]]
+        table.add_row(row["case"], row["status"], *("-" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
+    for row in metrics["results"]:
+        if row["status"] != "scored":
+            console.print(f"{row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
+
+
+@app.command(epilog="Example: autopet leaderboard results/threshold results/nnunet --out site")
+def leaderboard(
+    results: Annotated[list[str], typer.Argument(help="metrics.json files, folders that hold one, or name=path.")],
+    out: Annotated[Path, typer.Option(help="Folder for index.html, leaderboard.csv and leaderboard.json.")],
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Leaderboard",
+) -> None:
+    """Rank submissions by the rules of editions I and II and make the page."""
+    from leaderboard.render import write_site
+    from leaderboard.submissions import read_results
+
+    page = write_site(read_results(results), out, title=title)
+    console.print(f"open {page}", highlight=False)
+
+
+@app.command(epilog="Example: autopet demo --out demo --engine local --methods threshold,nnunet")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run; a second run resumes there.")] = Path("demo"),
+    engine: Annotated[AnyEngine, typer.Option(help="auto: containers when a Docker engine answers.")] = AnyEngine.auto,
+    methods: Annotated[str, typer.Option(help="Methods with commas, or all.")] = "threshold,nnunet",
+) -> None:
+    """From phantom DICOM to a leaderboard of trained methods, with one command."""
+    from leaderboard.demo import run_demo
+
+    page = run_demo(out, engine=engine, methods=[name.strip() for name in methods.split(",") if name.strip()])
+    console.print(f"[bold green]done:[/] open {page}", highlight=False)
