@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import multiprocessing
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from autopet.cohort import read_table, write_table
 from autopet.errors import AutopetError
 from autopet.images import find_images, read_image
+from autopet.parallel import LostProcessError, run_jobs
 from autopet.progress import track
 from data_prep.anatomy import Habitus
 from data_prep.dicom_write import StudyHeader, write_study
@@ -282,14 +281,7 @@ def _write_metadata(out: Path, patients: list[Patient], rows: dict[str, dict]) -
 
 
 def _run(write: partial, todo: list[Patient], workers: int) -> Iterator[dict]:
-    if workers == 1 or len(todo) < 2:
-        yield from map(write, todo)
-        return
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(write, patient) for patient in todo]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for _, row in run_jobs(write, todo, workers=min(workers, max(len(todo), 1))):
+        if isinstance(row, LostProcessError):
+            raise row
+        yield row
