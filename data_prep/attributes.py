@@ -59,9 +59,12 @@ class Reader:
     def injection(self) -> Dataset:
         """The first item of RadiopharmaceuticalInformationSequence (C.8.9.2)."""
         items = self.header.get("RadiopharmaceuticalInformationSequence")
+        tag = tag_name("RadiopharmaceuticalInformationSequence")
         if not items:
-            tag = tag_name("RadiopharmaceuticalInformationSequence")
             raise AutopetError(f"{tag} is missing: dose and injection time are unknown; add it to the PET headers")
+        several = f"{tag} has {len(items)} items, expected 1: dose and injection time are those of the first"
+        if len(items) > 1 and several not in self.warnings:
+            self.warnings.append(several)
         return items[0]
 
     def text(self, keyword: str, source: Dataset | None = None) -> str:
@@ -98,6 +101,8 @@ class Reader:
             value = self.header.private_block(group, creator)[element].value
         except KeyError:
             return ""
+        if value is None:
+            return ""
         text = (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip(" \0")
         self.inputs[f"({group:04X},10{element:02X}) {creator}"] = text
         return text
@@ -126,7 +131,10 @@ def orientation(header: Dataset) -> np.ndarray:
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> list[float]:
-    found = [float(value) for value in values(header, keyword)]
+    try:
+        found = [float(value) for value in values(header, keyword)]
+    except ValueError as error:  # of pydicom too, which converts a value when it is first asked for
+        raise AutopetError(f"{tag_name(keyword)} cannot be read ({error}); export the series anew") from error
     if len(found) != count or not np.isfinite(found).all():
         raise AutopetError(
             f"{tag_name(keyword)} needs {count} numbers, found {found or 'none'}; export the series anew"
@@ -137,4 +145,6 @@ def _numbers(header: Dataset, keyword: str, count: int) -> list[float]:
 def pixel_spacing(header: Dataset) -> tuple[float, float]:
     """PixelSpacing as (x, y) in mm; DICOM stores the distance of the rows, y, first (10.7.1.3)."""
     y, x = _numbers(header, "PixelSpacing", 2)
+    if min(x, y) <= 0:
+        raise AutopetError(f"{tag_name('PixelSpacing')} is {y:g}\\{x:g}, expected mm above 0; export the series anew")
     return x, y

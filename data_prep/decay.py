@@ -13,12 +13,14 @@ from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
 from data_prep.attributes import Reader, tag_name, values
+from data_prep.nuclides import nuclide_of
 from data_prep.times import DAY, acquisition_moment, moment_of, split_datetime, time_of_day, utc_offset
 
 LONGEST_UPTAKE_HALF_LIVES = 10.0  # beyond this nothing is left to image: a date or time is wrong
 SAME_MOMENT_S = 1.0
 HALF_HOUR = dt.timedelta(minutes=30)  # time zones differ by multiples of it
 GE_CREATOR, GE_GROUP, GE_SCAN_DATETIME = "GEMS_PETD_01", 0x0009, 0x0D
+GE_INJECTED = {0x3B: "administration", 0x3D: "measurement of the residual dose, shortly after the injection"}
 
 
 def decay_moments(
@@ -57,13 +59,23 @@ def _series_start(reader: Reader, series: Sequence[Dataset], half_life_s: float)
 
 def _ge_start(reader: Reader, private: str, acquired: dt.datetime) -> dt.datetime:
     """GE's private scan start; its date is not shifted by anonymisers that shift the others."""
-    date, time = split_datetime(private, "(0009,100D)")
-    started = dt.datetime.combine(date, dt.time()) + time
+    started = _ge_moment(reader, private, "(0009,100D)")
     if abs(started - acquired) > DAY:
-        reader.warnings.append(f"(0009,100D) is dated {date}, the acquisition {acquired.date()}: only its time is used")
-        started = dt.datetime.combine(acquired.date(), dt.time()) + time
+        reader.warnings.append(
+            f"(0009,100D) is dated {started.date()}, the acquisition {acquired.date()}: only its time is used"
+        )
+        started = dt.datetime.combine(acquired.date(), started.time())
         started -= DAY if started - acquired > DAY / 2 else dt.timedelta()
     return started
+
+
+def _ge_moment(reader: Reader, private: str, tag: str) -> dt.datetime:
+    """A private date-time of GE in the zone of the other times."""
+    moment, is_local = _local(reader, private, tag)
+    if not is_local:
+        zone = tag_name("TimezoneOffsetFromUTC")
+        reader.warnings.append(f"{tag} {private} has an offset from UTC, but {zone} is missing: taken as local")
+    return moment
 
 
 def _derived_start(reader: Reader, series: Sequence[Dataset], half_life_s: float, text: str) -> tuple[dt.datetime, str]:
@@ -73,15 +85,15 @@ def _derived_start(reader: Reader, series: Sequence[Dataset], half_life_s: float
     """
     starts = []
     for header in series:
-        reference_ms = values(header, "FrameReferenceTime")
-        if not reference_ms or not values(header, "ActualFrameDuration"):
+        reference_ms = Reader(header).number("FrameReferenceTime")
+        if reference_ms is None or not values(header, "ActualFrameDuration"):
             acquired = min(acquisition_moment(item) for item in series)
             reader.warnings.append(
                 f"{text}, and {tag_name('FrameReferenceTime')} or {tag_name('ActualFrameDuration')} is missing: the "
                 f"earliest acquisition {acquired.isoformat()} is taken as the start of the series"
             )
             return acquired, "earliest AcquisitionTime"
-        reference, delay = dt.timedelta(milliseconds=float(reference_ms[0])), _mean_delay(header, half_life_s)
+        reference, delay = dt.timedelta(milliseconds=reference_ms), _mean_delay(header, half_life_s)
         early = reference + dt.timedelta(seconds=SAME_MOMENT_S) < delay  # counted to the frame's start, not to its mean
         starts.append(acquisition_moment(header) - reference + (dt.timedelta() if early else delay))
     spread_s = (max(starts) - min(starts)).total_seconds()
@@ -93,14 +105,9 @@ def _derived_start(reader: Reader, series: Sequence[Dataset], half_life_s: float
 
 def _mean_delay(header: Dataset, half_life_s: float) -> dt.timedelta:
     """From a frame's start to the moment that has its mean activity: ln(x / (1 - exp(-x))) / lambda, x = lambda T."""
-    duration_ms = values(header, "ActualFrameDuration")
-    if not duration_ms or float(duration_ms[0]) <= 0:
-        found = duration_ms[0] if duration_ms else "missing"
-        raise AutopetError(
-            f"{tag_name('ActualFrameDuration')} is {found}, expected ms above 0; correct the PET headers"
-        )
+    duration_ms = Reader(header).positive("ActualFrameDuration", "ms")
     decay = np.log(2.0) / half_life_s
-    x = decay * float(duration_ms[0]) / 1000.0
+    x = decay * duration_ms / 1000.0
     return dt.timedelta(seconds=float(np.log(x / -np.expm1(-x)) / decay))
 
 
@@ -113,54 +120,72 @@ def _note_acquisition(reader: Reader, header: Dataset) -> None:
 
 
 def injection_moment(reader: Reader, reference: dt.datetime, half_life_s: float) -> dt.datetime:
-    """Moment of the injection, before `reference`."""
+    """Moment of the injection, before `reference`.
+
+    Raises
+    ------
+    AutopetError
+        It is unknown, after `reference`, or more than `LONGEST_UPTAKE_HALF_LIVES` before it.
+    """
     injection = reader.injection
     full = reader.text("RadiopharmaceuticalStartDateTime", injection)
     time = reader.text("RadiopharmaceuticalStartTime", injection)
+    tag, time_tag = tag_name("RadiopharmaceuticalStartDateTime"), tag_name("RadiopharmaceuticalStartTime")
+    if not full and not time:
+        return _ge_injection(reader, reference, half_life_s)
     injected = _local_injection(reader, full, time) if full else None
     if injected:
-        tag = tag_name("RadiopharmaceuticalStartDateTime")
-        date, moment = injected.date(), injected - dt.datetime.combine(injected.date(), dt.time())
         problem = _impossible_uptake(reference - injected, half_life_s)
         if not problem:
             return injected
-        apart = time_of_day(time, tag_name("RadiopharmaceuticalStartTime")) - moment if time else DAY
+        apart = time_of_day(time, time_tag) - (injected - _midnight(injected)) if time else DAY
         shifted = abs(apart) < dt.timedelta(minutes=1)
         if not shifted or abs(reference - injected) < DAY:
             raise AutopetError(
                 f"{tag} is {injected.isoformat()}: {problem} {reference.isoformat()}; correct the PET headers"
             )
-        reader.warnings.append(f"{tag} is dated {date}, the scan {reference.date()}: only its time is used")
-    elif not time:
-        names = f"{tag_name('RadiopharmaceuticalStartDateTime')} and {tag_name('RadiopharmaceuticalStartTime')}"
-        raise AutopetError(f"{names} are missing: the injection time is unknown; add one to the PET headers")
-    return _injected_at(reader, time, reference, half_life_s)
+        reader.warnings.append(f"{tag} is dated {injected.date()}, the scan {reference.date()}: only its time is used")
+    return _injected_at(reader, time_of_day(time, time_tag), reference, half_life_s, named=f"{time_tag} {time}")
+
+
+def _ge_injection(reader: Reader, reference: dt.datetime, half_life_s: float) -> dt.datetime:
+    """GE's private moment of the injection, for headers that lack the standard ones."""
+    names = f"{tag_name('RadiopharmaceuticalStartDateTime')} and {tag_name('RadiopharmaceuticalStartTime')} are missing"
+    for element, meaning in GE_INJECTED.items():
+        private = reader.private(GE_GROUP, GE_CREATOR, element)
+        if not private:
+            continue
+        tag = f"(0009,10{element:02X})"
+        reader.warnings.append(f"{names}: the injection is {tag} of {GE_CREATOR}, the {meaning}")
+        injected = _ge_moment(reader, private, tag)
+        problem = _impossible_uptake(reference - injected, half_life_s)
+        if not problem:
+            return injected
+        if abs(reference - injected) < DAY:
+            raise AutopetError(
+                f"{tag} is {injected.isoformat()}: {problem} {reference.isoformat()}; correct the PET headers"
+            )
+        reader.warnings.append(f"{tag} is dated {injected.date()}, the scan {reference.date()}: only its time is used")
+        since_midnight = injected - _midnight(injected)
+        return _injected_at(reader, since_midnight, reference, half_life_s, named=f"{tag} {private}")
+    raise AutopetError(f"{names}: the injection time is unknown; add one to the PET headers")
 
 
 def _local_injection(reader: Reader, full: str, time: str) -> dt.datetime | None:
     """RadiopharmaceuticalStartDateTime in the zone of the other times; None when the time of day is to be used.
 
-    The zone is TimezoneOffsetFromUTC (C.12.1.1.8). Without it, a time of day that differs from the date-time by whole
-    half hours shows that their zones differ.
+    When its zone is unknown, a time of day that differs from the date-time by whole half hours shows that the zones
+    differ.
     """
     tag, time_tag = tag_name("RadiopharmaceuticalStartDateTime"), tag_name("RadiopharmaceuticalStartTime")
-    date, moment = split_datetime(full, tag)
-    injected = dt.datetime.combine(date, dt.time()) + moment
-    offset = utc_offset(full, tag)
-    if offset is None:
+    injected, is_local = _local(reader, full, tag)
+    if is_local:
         return injected
-    zone = reader.text("TimezoneOffsetFromUTC")
-    zone_tag = tag_name("TimezoneOffsetFromUTC")
-    if zone:
-        local = utc_offset(zone, zone_tag)
-        if local is None:
-            raise AutopetError(f"{zone_tag} is {zone!r}, expected +HHMM or -HHMM; correct the PET headers")
-        return injected - offset + local
-    text = f"{tag} {full} has an offset from UTC, but {zone_tag} is missing"
+    text = f"{tag} {full} has an offset from UTC, but {tag_name('TimezoneOffsetFromUTC')} is missing"
     if not time:
         reader.warnings.append(f"{text}: taken as local, like the other times")
         return injected
-    apart = abs(time_of_day(time, time_tag) - moment)
+    apart = abs(time_of_day(time, time_tag) - (injected - _midnight(injected)))
     if apart.total_seconds() < SAME_MOMENT_S:
         return injected
     is_zone = abs(apart - round(apart / HALF_HOUR) * HALF_HOUR).total_seconds() < SAME_MOMENT_S
@@ -169,16 +194,43 @@ def _local_injection(reader: Reader, full: str, time: str) -> dt.datetime | None
     return None if is_zone else injected
 
 
-def _injected_at(reader: Reader, time: str, reference: dt.datetime, half_life_s: float) -> dt.datetime:
+def _local(reader: Reader, text: str, tag: str) -> tuple[dt.datetime, bool]:
+    """A date-time in the zone of the other times, TimezoneOffsetFromUTC (C.12.1.1.8), and whether it is sure to be."""
+    date, moment = split_datetime(text, tag)
+    local = dt.datetime.combine(date, dt.time()) + moment
+    offset = utc_offset(text, tag)
+    if offset is None:
+        return local, True
+    zone, zone_tag = reader.text("TimezoneOffsetFromUTC"), tag_name("TimezoneOffsetFromUTC")
+    if not zone:
+        return local, False
+    zone_offset = utc_offset(zone, zone_tag)
+    if zone_offset is None:
+        raise AutopetError(f"{zone_tag} is {zone!r}, expected +HHMM or -HHMM; correct the PET headers")
+    return local - offset + zone_offset, True
+
+
+def _midnight(moment: dt.datetime) -> dt.datetime:
+    return dt.datetime.combine(moment.date(), dt.time())
+
+
+def _injected_at(
+    reader: Reader, time: dt.timedelta, reference: dt.datetime, half_life_s: float, *, named: str
+) -> dt.datetime:
     """The injection from its time of day: on the day of the scan, or the day before when midnight lies between."""
-    tag = tag_name("RadiopharmaceuticalStartTime")
-    moment = dt.datetime.combine(reference.date(), dt.time()) + time_of_day(time, tag)
+    moment = _midnight(reference) + time
     injected = moment - DAY if moment > reference else moment
     problem = _impossible_uptake(reference - injected, half_life_s)
     if problem:
-        raise AutopetError(f"{tag} is {time}: {problem} {reference.isoformat()}; correct the PET headers")
+        raise AutopetError(f"{named}: {problem} {reference.isoformat()}; correct the PET headers")
     if injected != moment:
-        reader.warnings.append(f"{tag} {time} is later than the scan {reference.isoformat()}: taken as the day before")
+        reader.warnings.append(f"{named} is later than the scan {reference.isoformat()}: taken as the day before")
+    nuclide = nuclide_of(half_life_s)
+    if nuclide and nuclide.lasts_days:
+        reader.warnings.append(
+            f"{named} has no date that can be used, and {nuclide.name} is imaged up to days after the injection: "
+            f"taken as {injected.date()}; add {tag_name('RadiopharmaceuticalStartDateTime')}"
+        )
     return injected
 
 

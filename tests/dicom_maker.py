@@ -12,6 +12,7 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
     PositronEmissionTomographyImageStorage,
+    RTStructureSetStorage,
     SegmentationStorage,
 )
 
@@ -63,7 +64,7 @@ def slices(
 
 
 def pet_slices(stored: np.ndarray | None = None, *, series: str = PET, **place: Sequence[float]) -> list[Dataset]:
-    """PET in Bq/ml: 70 kg, 350 MBq of 18F (half-life 6000 s here) one half-life before the scan at 10:00:00.
+    """PET in Bq/ml: 70 kg, 350 MBq of 18F one half-life (6586.2 s) before the scan at 10:00:00, at 08:10:13.8.
 
     So the SUV factor is 1000 * 70 / (350e6 / 2) = 4e-4 g/ml per Bq/ml.
     """
@@ -78,8 +79,8 @@ def pet_slices(stored: np.ndarray | None = None, *, series: str = PET, **place: 
         data.SeriesTime = data.AcquisitionTime = "100000.00"
         data.FrameReferenceTime, data.ActualFrameDuration = 60000, 120000
         injection = Dataset()
-        injection.RadionuclideTotalDose, injection.RadionuclideHalfLife = 350e6, 6000
-        injection.RadiopharmaceuticalStartTime = "082000.00"
+        injection.RadionuclideTotalDose, injection.RadionuclideHalfLife = 350e6, 6586.2
+        injection.RadiopharmaceuticalStartTime = "081013.80"
         data.RadiopharmaceuticalInformationSequence = [injection]
     return found
 
@@ -174,3 +175,35 @@ def lesion_seg() -> Dataset:
     high[2, 5:7] = 1
     x, y, z = PET_ORIGIN
     return seg_object([(1, (x, y, z + 12), high), (1, (x, y, z + 6), low)])
+
+
+def structure_set(
+    regions: dict[str, Sequence[np.ndarray]],
+    *,
+    refers_to: str = CT,
+    uid: str = f"{STUDY}.4",
+    kind: str = "CLOSED_PLANAR",
+) -> Dataset:
+    """An RT Structure Set: per region its contours, (points, 3) in LPS mm; it refers to one image series."""
+    data = _base(RTStructureSetStorage, "RTSTRUCT", uid, 0)
+    del data.SamplesPerPixel, data.PhotometricInterpretation
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = refers_to
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = FRAME, [study]
+    data.ReferencedFrameOfReferenceSequence = [frame]
+    data.StructureSetROISequence, data.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(regions.items(), start=1):
+        region, drawing = Dataset(), Dataset()
+        region.ROINumber, region.ROIName, region.ReferencedFrameOfReferenceUID = number, name, FRAME
+        drawing.ReferencedROINumber, drawing.ContourSequence = number, [_contour(points, kind) for points in contours]
+        data.StructureSetROISequence.append(region)
+        data.ROIContourSequence.append(drawing)
+    return data
+
+
+def _contour(points: np.ndarray, kind: str) -> Dataset:
+    contour = Dataset()
+    contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
+    contour.ContourData = [f"{value:.6f}"[:16] for value in np.ravel(points)]
+    return contour

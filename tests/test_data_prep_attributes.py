@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.attributes import Reader, orientation, pixel_spacing, tag_name, values
+from data_prep.attributes import Reader, orientation, pixel_spacing, position, tag_name, values
 
 
 def test_tag_name():
@@ -43,3 +44,26 @@ def test_reader_records_what_it_reads():
     assert reader.text("CorrectedImage") == "DECY"
     assert reader.text("Units") == ""
     assert reader.inputs == {"PatientWeight": "70", "CorrectedImage": "DECY\\ATTN"}
+
+
+@pytest.mark.parametrize("spacing", [[0, 4], [5, -4]])
+def test_pixel_spacing_is_above_zero(spacing):
+    header = Dataset()
+    header.PixelSpacing = spacing
+    with pytest.raises(AutopetError, match=r"PixelSpacing \(0028,0030\) is .* expected mm above 0"):
+        pixel_spacing(header)
+
+
+def test_a_place_that_is_no_number_names_the_tag(tmp_path):
+    """pydicom converts a value when it is first asked for: what a file holds is found out late."""
+    header = Dataset()
+    header.add_new("ImagePositionPatient", "DS", ["1", "2", "3"])
+    path = tmp_path / "file"
+    header.save_as(path, implicit_vr=True, little_endian=True)
+    path.write_bytes(path.read_bytes().replace(b"1\\2\\3", b"1\\x\\3"))
+    damaged = pydicom.dcmread(path, force=True)
+    with pytest.raises(AutopetError, match=r"ImagePositionPatient \(0020,0032\) cannot be read .*; export"):
+        position(damaged)
+    header.ImagePositionPatient = [1, 2]
+    with pytest.raises(AutopetError, match=r"ImagePositionPatient \(0020,0032\) needs 3 numbers, found \[1.0, 2.0\]"):
+        position(header)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import datetime as dt
 import math
 
 import pytest
 from dicom_maker import altered
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
 from data_prep.decay import GE_CREATOR
@@ -11,29 +15,31 @@ from data_prep.suv import suv_bw_factor
 
 
 def test_none_decays_to_each_frames_mean():
-    """Frames of 120 s: mean activity after ln(x / (1 - exp(-x))) / lambda, x = ln 2 * 120 / 6000 (59.9 s)."""
+    """Frames of 120 s: mean activity after ln(x / (1 - exp(-x))) / lambda, x = ln 2 * 120 / 6586.2 (59.9 s)."""
     headers = altered(DecayCorrection="NONE", CorrectedImage=["ATTN"])
     for header in headers[3:]:
         header.AcquisitionTime = "100200"  # the second bed
-    x = math.log(2) * 120 / 6000
-    delay_s = math.log(x / (1 - math.exp(-x))) * 6000 / math.log(2)
-    first = 4e-4 * 2 ** (delay_s / 6000)
+    x = math.log(2) * 120 / 6586.2
+    delay_s = math.log(x / (1 - math.exp(-x))) * 6586.2 / math.log(2)
+    first = 4e-4 * 2 ** (delay_s / 6586.2)
     assert 59.8 < delay_s < 60
-    expected = [first] * 3 + [first * 2 ** (120 / 6000)] * 3
+    expected = [first] * 3 + [first * 2 ** (120 / 6586.2)] * 3
     assert suv_bw_factor(headers).slice_factors == pytest.approx(expected, rel=1e-9)
 
 
 def test_midnight_from_the_time_of_day():
-    """Injected at 23:10, scanned at 00:50 of the next day: 6000 s."""
-    found = suv_bw_factor(altered(SeriesTime="005000", AcquisitionTime="005000", RadiopharmaceuticalStartTime="231000"))
+    """Injected at 23:00:13.8, scanned at 00:50 of the next day: 6586.2 s."""
+    found = suv_bw_factor(
+        altered(SeriesTime="005000", AcquisitionTime="005000", RadiopharmaceuticalStartTime="230013.8")
+    )
     assert found.factor == pytest.approx(4e-4, rel=1e-12)
     assert "taken as the day before" in found.warnings[0]
 
 
 def test_midnight_from_the_date_time():
     headers = altered(
-        SeriesTime="005000", AcquisitionTime="005000", RadiopharmaceuticalStartTime="231000",
-        RadiopharmaceuticalStartDateTime="20200101231000.00+0100",
+        SeriesTime="005000", AcquisitionTime="005000", RadiopharmaceuticalStartTime="230013.8",
+        RadiopharmaceuticalStartDateTime="20200101230013.80+0100",
     )  # fmt: skip
     found = suv_bw_factor(headers)
     assert found.factor == pytest.approx(4e-4, rel=1e-12)
@@ -41,22 +47,27 @@ def test_midnight_from_the_date_time():
 
 
 def test_midnight_between_the_first_and_the_last_bed():
-    headers = altered(SeriesTime="235900", AcquisitionTime="235900", RadiopharmaceuticalStartTime="221900")
+    headers = altered(SeriesTime="235900", AcquisitionTime="235900", RadiopharmaceuticalStartTime="220913.8")
     headers[0].AcquisitionDate, headers[0].AcquisitionTime = "20200103", "000100"
     assert suv_bw_factor(headers).factor == pytest.approx(4e-4, rel=1e-12)
 
 
 def test_date_time_goes_before_the_time():
-    """The date-time says 6000 s, the time of day 3000 s."""
-    headers = altered(RadiopharmaceuticalStartTime="091000", RadiopharmaceuticalStartDateTime="20200102082000")
+    """The date-time says 6586.2 s, the time of day 3000 s."""
+    headers = altered(RadiopharmaceuticalStartTime="091000", RadiopharmaceuticalStartDateTime="20200102081013.8")
     assert suv_bw_factor(headers).factor == pytest.approx(4e-4, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("text", "zone"), [("20200102062000+0000", "+0200"), ("20200102012000-0500", "+0200"), ("20200102082000", "+0200")]
+    ("text", "zone"),
+    [
+        ("20200102061013.8+0000", "+0200"),
+        ("20200102011013.8-0500", "+0200"),
+        ("20200102081013.8", "+0200"),
+    ],
 )
 def test_offset_from_utc_is_converted(text, zone):
-    """08:20 in the zone of the other times."""
+    """08:10:13.8 in the zone of the other times."""
     found = suv_bw_factor(
         altered(RadiopharmaceuticalStartDateTime=text, RadiopharmaceuticalStartTime=None, TimezoneOffsetFromUTC=zone)
     )
@@ -66,50 +77,50 @@ def test_offset_from_utc_is_converted(text, zone):
 
 def test_offset_from_utc_across_midnight():
     headers = altered(
-        RadiopharmaceuticalStartDateTime="20200101232000+0000", RadiopharmaceuticalStartTime=None,
+        RadiopharmaceuticalStartDateTime="20200101231013.8+0000", RadiopharmaceuticalStartTime=None,
         TimezoneOffsetFromUTC="+0900",
     )  # fmt: skip
     assert suv_bw_factor(headers).factor == pytest.approx(4e-4, rel=1e-12)
 
 
 def test_offset_from_an_unknown_zone_gives_way_to_the_time_of_day():
-    """06:20 UTC and 08:20: two hours are a time zone. 07:43 and 08:20: 37 minutes are not."""
-    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102062000+0000"))
+    """06:10 UTC and 08:10: two hours are a time zone. 07:33 and 08:10: 37 minutes are not."""
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102061013.8+0000"))
     assert found.factor == pytest.approx(4e-4, rel=1e-12)
     (warning,) = found.warnings
     for name in (
-        "RadiopharmaceuticalStartDateTime (0018,1078) 20200102062000+0000",
-        "RadiopharmaceuticalStartTime (0018,1072) 082000.00",
+        "RadiopharmaceuticalStartDateTime (0018,1078) 20200102061013.8+0000",
+        "RadiopharmaceuticalStartTime (0018,1072) 081013.80",
         "TimezoneOffsetFromUTC (0008,0201) is missing",
     ):
         assert name in warning
-    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102074300+0000"))
-    assert found.factor == pytest.approx(4e-4 * 2 ** (37 * 60 / 6000), rel=1e-12)
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102073313.8+0000"))
+    assert found.factor == pytest.approx(4e-4 * 2 ** (37 * 60 / 6586.2), rel=1e-12)
     assert "RadiopharmaceuticalStartDateTime (0018,1078) is used" in found.warnings[0]
 
 
 def test_offset_with_the_same_time_of_day_is_local():
-    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102082000+0100"))
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20200102081013.8+0100"))
     assert (found.factor, found.warnings) == (pytest.approx(4e-4, rel=1e-12), ())
 
 
 def test_offset_from_an_unknown_zone_without_time_of_day():
-    headers = altered(RadiopharmaceuticalStartDateTime="20200102082000+0100", RadiopharmaceuticalStartTime=None)
+    headers = altered(RadiopharmaceuticalStartDateTime="20200102081013.8+0100", RadiopharmaceuticalStartTime=None)
     found = suv_bw_factor(headers)
     assert found.factor == pytest.approx(4e-4, rel=1e-12)
     assert "taken as local" in found.warnings[0]
 
 
 def test_date_shifted_by_an_anonymiser():
-    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20191120082000"))
+    found = suv_bw_factor(altered(RadiopharmaceuticalStartDateTime="20191120081013.8"))
     assert found.factor == pytest.approx(4e-4, rel=1e-12)
     assert "only its time is used" in found.warnings[0]
 
 
 def test_series_time_of_a_later_reconstruction():
     """Acquired at 10:00 as the first frame of a series; SeriesTime is two hours later and must not count."""
-    x = math.log(2) * 120 / 6000
-    mean_ms = 1000 * math.log(x / (1 - math.exp(-x))) * 6000 / math.log(2)
+    x = math.log(2) * 120 / 6586.2
+    mean_ms = 1000 * math.log(x / (1 - math.exp(-x))) * 6586.2 / math.log(2)
     headers = altered(SeriesTime="120000")
     for index, header in enumerate(headers):
         bed = index // 3
@@ -133,7 +144,7 @@ def test_ge_scan_start():
         block = header.private_block(0x0009, GE_CREATOR, create=True)
         block.add_new(0x0D, "DT", "19991231095000.00")
     found = suv_bw_factor(headers)
-    assert found.factor == pytest.approx(4e-4 / 2 ** (600 / 6000), rel=1e-12)
+    assert found.factor == pytest.approx(4e-4 / 2 ** (600 / 6586.2), rel=1e-12)
     assert any("only its time is used" in warning for warning in found.warnings)
 
 
@@ -141,3 +152,186 @@ def test_injection_after_the_scan():
     headers = altered(RadiopharmaceuticalStartDateTime="20200102110000")
     with pytest.raises(AutopetError, match=r"RadiopharmaceuticalStartDateTime \(0018,1078\) .* 3600 s after"):
         suv_bw_factor(headers)
+
+
+# --- GE's private times ----------------------------------------------------------------------------------------------
+
+
+def _ge(headers: list[Dataset], **elements: object) -> list[Dataset]:
+    """Headers with elements of GEMS_PETD_01: start (0009,100D), given (0009,103B), residual (0009,103D)."""
+    numbers = {"start": 0x0D, "given": 0x3B, "residual": 0x3D}
+    for header in headers:
+        block = header.private_block(0x0009, GE_CREATOR, create=True)
+        for name, value in elements.items():
+            block.add_new(numbers[name], "UN" if isinstance(value, bytes) else "DT", value)
+    return headers
+
+
+@pytest.mark.parametrize(
+    ("start", "zone"),
+    [
+        ("20200102075000.00+0000", "+0200"), ("20200102025000-0500", "+0200"), ("20200102095000", "+0200"),
+        (b"20200102095000.00 ", None),
+    ],
+)  # fmt: skip
+def test_ge_scan_start_with_an_offset_from_utc(start, zone):
+    """09:50 in the zone of the other times, 600 s less than one half-life after the injection."""
+    changes = {"TimezoneOffsetFromUTC": zone} if zone else {}
+    found = suv_bw_factor(_ge(altered(SeriesTime="120000", **changes), start=start))
+    assert found.factor == pytest.approx(4e-4 / 2 ** (600 / 6586.2), rel=1e-12)
+    assert len(found.warnings) == 1
+
+
+def test_ge_scan_start_with_an_offset_from_an_unknown_zone():
+    found = suv_bw_factor(_ge(altered(SeriesTime="120000"), start="20200102095000+0100"))
+    assert found.factor == pytest.approx(4e-4 / 2 ** (600 / 6586.2), rel=1e-12)
+    assert any("TimezoneOffsetFromUTC (0008,0201) is missing: taken as local" in item for item in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "zone"), [("20200102081013.80", None), (b"20200102081013.80", None), ("20200102061013.8+0000", "+0200")]
+)
+def test_ge_administration_time_is_a_fallback(text, zone):
+    """70000 g / 350e6 Bq, one half-life before 10:00:00: 4e-4. The residual was measured later and does not count."""
+    changes = {"TimezoneOffsetFromUTC": zone} if zone else {}
+    headers = altered(RadiopharmaceuticalStartTime=None, **changes)
+    found = suv_bw_factor(_ge(headers, given=text, residual="20200102082000"))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    (warning,) = found.warnings
+    assert "RadiopharmaceuticalStartTime (0018,1072) are missing" in warning
+    assert "(0009,103B) of GEMS_PETD_01, the administration" in warning
+
+
+def test_ge_administration_time_gives_way_to_the_standard():
+    found = suv_bw_factor(_ge(altered(), given="20200102070000"))
+    assert (found.factor, found.warnings) == (pytest.approx(4e-4, rel=1e-12), ())
+
+
+def test_ge_post_injection_time_is_the_last_resort():
+    """Residual measured 08:15:13.8, five minutes after the injection: 4e-4 / 2^(300/6586.2) = 4e-4 / 1.0320764."""
+    found = suv_bw_factor(
+        _ge(altered(RadiopharmaceuticalStartTime=None), residual="20200102081513.80", given=None)
+    )  # an empty administration time is no administration time
+    assert found.factor == pytest.approx(4e-4 / 1.0320764, rel=1e-6)
+    assert "(0009,103D) of GEMS_PETD_01, the measurement of the residual dose" in found.warnings[0]
+
+
+def test_ge_administration_date_that_was_not_shifted():
+    found = suv_bw_factor(_ge(altered(RadiopharmaceuticalStartTime=None), given="19991231081013.80"))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert "(0009,103B) is dated 1999-12-31, the scan 2020-01-02: only its time is used" in found.warnings[1]
+    with pytest.raises(AutopetError, match=r"\(0009,103B\) is 2020-01-02T10:30:00: 1800 s after"):
+        suv_bw_factor(_ge(altered(RadiopharmaceuticalStartTime=None), given="20200102103000"))
+
+
+# --- long-lived nuclides ---------------------------------------------------------------------------------------------
+
+
+def test_zirconium_three_days_after_the_injection():
+    """37 MBq of 89Zr (282276 s) for 70 kg, 72 h before: 70000 / 37e6 * 2^(259200/282276) = 1.8918919e-3 * 1.8898225."""
+    zirconium = {"RadionuclideHalfLife": 282276, "RadionuclideTotalDose": 37e6}
+    found = suv_bw_factor(altered(**zirconium, RadiopharmaceuticalStartDateTime="20191230100000"))
+    assert found.factor == pytest.approx(1.8918919e-3 * 1.8898225, rel=1e-6)
+    assert found.warnings == ()
+    assert found.inputs["nuclide"] == "89Zr"
+
+
+@pytest.mark.parametrize("half_life_s", [45723.6, 282276, 360806.4])
+def test_long_lived_without_a_date_says_that_the_day_is_assumed(half_life_s):
+    """6586.2 s between 08:10:13.8 and 10:00 of the same day; it may have been another day."""
+    found = suv_bw_factor(altered(RadionuclideHalfLife=half_life_s))
+    assert found.factor == pytest.approx(2e-4 * 2 ** (6586.2 / half_life_s), rel=1e-12)
+    (warning,) = found.warnings
+    assert "RadiopharmaceuticalStartTime (0018,1072) 081013.80 has no date" in warning
+    assert "taken as 2020-01-02; add RadiopharmaceuticalStartDateTime (0018,1078)" in warning
+    challenge = suv_bw_factor(altered(RadionuclideHalfLife=half_life_s), "challenge")
+    assert "the challenge's equation takes no dates" in challenge.warnings[0]
+
+
+def test_more_than_ten_half_lives_are_an_error():
+    """10 half-lives of 89Zr are 32.67 days: 32 days pass, 33 do not."""
+    zirconium = {"RadionuclideHalfLife": 282276, "RadionuclideTotalDose": 37e6, "RadiopharmaceuticalStartTime": None}
+    found = suv_bw_factor(altered(**zirconium, RadiopharmaceuticalStartDateTime="20191201100000"))
+    assert found.factor == pytest.approx(70000 / 37e6 * 2 ** (32 * 86400 / 282276), rel=1e-12)
+    with pytest.raises(AutopetError, match=r"RadiopharmaceuticalStartDateTime \(0018,1078\) .* 10 half-lives"):
+        suv_bw_factor(altered(**zirconium, RadiopharmaceuticalStartDateTime="20191130100000"))
+
+
+# --- laws that hold for every date -----------------------------------------------------------------------------------
+
+EDGES = (
+    "2019-12-31T23:59:59.900", "2020-01-01T00:00:00", "2020-02-29T00:01:30.250", "2020-03-01T00:15:00",
+    "2021-03-01T00:00:01", "2020-01-31T23:30:00",
+)  # fmt: skip
+MOMENTS = st.one_of(
+    st.sampled_from([dt.datetime.fromisoformat(text) for text in EDGES]),
+    st.datetimes(dt.datetime(2019, 12, 1), dt.datetime(2021, 3, 31)),
+)
+HALF_LIVES_S = st.sampled_from([122.24, 1221.84, 4057.74, 6586.2, 45723.6, 282276.0])
+SECONDS = st.decimals(0, 86399, places=3).map(float)
+
+
+def _scanned(moment: dt.datetime, injected: dt.datetime, half_life_s: float, **more: object) -> list[Dataset]:
+    date, time = f"{moment:%Y%m%d}", f"{moment:%H%M%S.%f}"
+    return altered(
+        SeriesDate=date, SeriesTime=time, AcquisitionDate=date, AcquisitionTime=time, RadionuclideHalfLife=half_life_s,
+        **{
+            "RadiopharmaceuticalStartDateTime": f"{injected:%Y%m%d%H%M%S.%f}", "RadiopharmaceuticalStartTime": None,
+            **more,
+        },
+    )  # fmt: skip
+
+
+@given(moment=MOMENTS, half_life_s=HALF_LIVES_S, part=st.floats(0, 8))
+@settings(max_examples=80, deadline=None)
+def test_law_one_more_half_life_doubles(moment, half_life_s, part):
+    uptake, half_life = dt.timedelta(seconds=part * half_life_s), dt.timedelta(seconds=half_life_s)
+    near = suv_bw_factor(_scanned(moment, moment - uptake, half_life_s))
+    far = suv_bw_factor(_scanned(moment, moment - uptake - half_life, half_life_s))
+    assert far.factor / near.factor == pytest.approx(2, rel=1e-6)
+    assert near.factor == pytest.approx(2e-4 * 2 ** (uptake.total_seconds() / half_life_s), rel=1e-6)
+    assert near.warnings == far.warnings == ()
+
+
+@given(moment=MOMENTS, half_life_s=HALF_LIVES_S, part=st.floats(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_law_start_is_admin_times_the_decay_between(moment, half_life_s, part):
+    """Activity at the scan is that at the injection times 2^(-uptake/h), and SUV is the same: factors differ by it."""
+    injected = moment - dt.timedelta(seconds=part * half_life_s)
+    start = suv_bw_factor(_scanned(moment, injected, half_life_s))
+    admin = suv_bw_factor(_scanned(moment, injected, half_life_s, DecayCorrection="ADMIN"))
+    assert start.factor == pytest.approx(admin.factor * 2**part, rel=1e-6)
+
+
+@given(moment=MOMENTS, uptake_s=SECONDS.filter(lambda seconds: seconds < 65000))
+@settings(max_examples=80, deadline=None)
+def test_law_a_time_of_day_is_that_of_the_day_or_of_the_day_before(moment, uptake_s):
+    """18F within ten half-lives (18.3 h): the date adds nothing, midnight or not."""
+    injected = moment - dt.timedelta(seconds=uptake_s)
+    dated = suv_bw_factor(_scanned(moment, injected, 6586.2))
+    headers = _scanned(moment, injected, 6586.2)
+    for header in headers:
+        item = header.RadiopharmaceuticalInformationSequence[0]
+        del item.RadiopharmaceuticalStartDateTime
+        item.RadiopharmaceuticalStartTime = f"{injected:%H%M%S.%f}"
+    timed = suv_bw_factor(headers)
+    assert timed.factor == pytest.approx(dated.factor, rel=1e-12)
+    assert len(timed.warnings) == (injected.date() != moment.date())
+
+
+@given(moment=MOMENTS, hours=st.integers(-12, 14), half=st.booleans(), zone_hours=st.integers(-11, 13))
+@settings(max_examples=60, deadline=None)
+def test_law_an_offset_from_utc_changes_nothing(moment, hours, half, zone_hours):
+    """An hour before the scan, written in any zone."""
+    minutes = 60 * hours + (30 if half and -12 < hours < 14 else 0)
+    local = moment - dt.timedelta(hours=1)
+    elsewhere = local - dt.timedelta(hours=zone_hours) + dt.timedelta(minutes=minutes)
+    text = f"{elsewhere:%Y%m%d%H%M%S.%f}" + _offset(minutes)
+    headers = _scanned(moment, local, 6586.2, RadiopharmaceuticalStartDateTime=text)
+    for header in headers:
+        header.TimezoneOffsetFromUTC = _offset(60 * zone_hours)
+    assert suv_bw_factor(headers).factor == pytest.approx(2e-4 * 2 ** (3600 / 6586.2), rel=1e-9)
+
+
+def _offset(minutes: int) -> str:
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
@@ -45,3 +47,23 @@ def test_date_falls_back_on_the_study():
     assert moment_of(header, "SeriesDate", "SeriesTime") == dt.datetime(2020, 1, 2, 10, 15)
     header.SeriesDate = "20200103"
     assert moment_of(header, "SeriesDate", "SeriesTime") == dt.datetime(2020, 1, 3, 10, 15)
+
+
+@given(moment=st.datetimes(dt.datetime(1950, 1, 1), dt.datetime(2100, 1, 1)), places=st.integers(0, 6))
+@settings(max_examples=100, deadline=None)
+def test_date_times_survive_being_written(moment, places):
+    """Fractions of a second of 0 to 6 digits (PS3.5 6.2, DT and TM), any date."""
+    text = f"{moment:%Y%m%d%H%M%S}" + (f".{moment.microsecond:06d}"[: places + 1] if places else "")
+    kept = moment.replace(microsecond=moment.microsecond - moment.microsecond % 10 ** (6 - places))
+    date, time = split_datetime(text, "T")
+    assert dt.datetime.combine(date, dt.time()) + time == kept
+    assert time_of_day(f" {text[8:]} ", "T") == time
+
+
+@pytest.mark.parametrize("text", ["20210229", "20200230", "20201301", "2020", "today"])
+def test_impossible_dates_name_the_tag(text):
+    header = Dataset()
+    header.add_new("SeriesTime", "TM", "101500")
+    header.add_new("SeriesDate", "LO", text)
+    with pytest.raises(AutopetError, match=r"SeriesDate \(0008,0021\) is .* expected YYYYMMDD"):
+        moment_of(header, "SeriesDate", "SeriesTime")
