@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autopet.errors import AutopetError, one_line
+from autopet.views import coronal_projection
 from autopet.volume import Volume
 
 FOLDER = "previews"
@@ -30,40 +31,6 @@ class Preview:
     prediction: np.ndarray
     spacing_mm: tuple[float, float]
     pet: np.ndarray | None = None
-
-
-def coronal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
-    """Maximum along the patient's anterior-posterior axis, head at the top.
-
-    Parameters
-    ----------
-    volume : Volume
-        Any orientation; each patient axis is looked for along the nearest grid axis.
-
-    Returns
-    -------
-    projection : (rows, columns) array of the volume's dtype
-    spacing_mm : (row, column) distance in mm
-    """
-    to_left, to_back, to_head = _grid_axes(volume)
-    axes = [2 - axis for axis in (to_head, to_back, to_left)]  # grid axes x, y, z are array axes 2, 1, 0
-    projected = np.transpose(volume.array, axes).max(axis=1)
-    matrix = np.reshape(volume.direction, (3, 3))
-    if matrix[2, to_head] > 0:  # LPS: z grows towards the head, rows grow downwards
-        projected = projected[::-1]
-    if matrix[0, to_left] < 0:
-        projected = projected[:, ::-1]
-    return projected, (volume.spacing_mm[to_head], volume.spacing_mm[to_left])
-
-
-def _grid_axes(volume: Volume) -> tuple[int, int, int]:
-    """Grid axes (0 = x) that run closest to the patient's left-right, back-front and head-foot axes."""
-    alignment = np.abs(np.reshape(volume.direction, (3, 3)))
-    to_head = int(alignment[2].argmax())
-    rest = [axis for axis in range(3) if axis != to_head]
-    to_left = max(rest, key=lambda axis: alignment[0, axis])
-    (to_back,) = (axis for axis in rest if axis != to_left)
-    return to_left, to_back, to_head
 
 
 def make_preview(ground_truth: Volume, prediction: Volume | None, pet: Volume | None) -> Preview:

@@ -15,12 +15,13 @@ import pytest
 
 from autopet.errors import AutopetError
 from autopet.images import write_image
+from autopet.views import coronal_projection
 from autopet.volume import Volume
 from evaluation import evaluate as scoring
 from evaluation.__main__ import main
 from evaluation.evaluate import CRASHED, evaluate, score_pair
 from evaluation.jobs import Pair
-from evaluation.previews import coronal_projection, make_preview, read_preview
+from evaluation.previews import make_preview, read_preview
 
 GRID = Volume(np.zeros((6, 8, 10), np.uint8), spacing_mm=(2.0, 2.0, 5.0), origin_mm=(-9.0, 4.0, 30.0))
 VOXEL_ML = 0.02
