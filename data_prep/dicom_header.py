@@ -10,11 +10,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
+from autopet.errors import AutopetError
 from autopet.volume import Volume
 
 HALF_LIFE_S = {"18F": 6586.2, "68Ga": 4057.7}
@@ -80,10 +82,41 @@ def common_dataset(header: StudyHeader, modality: str, sop_class: UID, when: dt.
     return data
 
 
+def refuse_skewed(volume: Volume) -> None:
+    """Raise unless a volume's axes are orthogonal and right-handed: DICOM planes have no other (C.7.6.2.1.1)."""
+    axes = np.reshape(volume.direction, (3, 3))
+    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-6) or np.linalg.det(axes) < 0:
+        raise AutopetError(
+            f"expected a direction with orthogonal, right-handed axes, found {volume.direction}; resample the volume"
+        )
+
+
+def plane_orientation(volume: Volume) -> list[str]:
+    """Image Orientation (Patient): along a row, then along a column, as unit vectors (C.7.6.2)."""
+    x, y, _ = np.reshape(volume.direction, (3, 3)).T
+    return [_cosine(float(value)) for value in (*x, *y)]
+
+
+def _cosine(value: float) -> str:
+    return str(value + 0.0) if value in (-1, 0, 1) else format_number_as_ds(value)  # + 0.0: no sign of zero
+
+
 def slice_position(volume: Volume, index: int) -> list[str]:
-    """Image Position (Patient) of a slice (C.7.6.2)."""
-    x, y, z = volume.origin_mm
-    return [format_number_as_ds(round(float(v), 6)) for v in (x, y, z + index * volume.spacing_mm[2])]
+    """Image Position (Patient) of a slice, to a millionth of a millimetre (C.7.6.2)."""
+    step = index * volume.spacing_mm[2] * np.reshape(volume.direction, (3, 3))[:, 2]
+    return [format_number_as_ds(round(float(value), 6)) for value in np.asarray(volume.origin_mm) + step]
+
+
+def slice_location(volume: Volume, index: int) -> str:
+    """Slice Location: the slice's place along the normal (C.7.6.2.1.2)."""
+    normal = np.reshape(volume.direction, (3, 3))[:, 2]
+    along = float(np.asarray(volume.origin_mm) @ normal + index * volume.spacing_mm[2])
+    return format_number_as_ds(round(along, 6))
+
+
+def lies_head_first(volume: Volume) -> bool:
+    """Whether slices go towards the head, as those of a patient do who went into the gantry head first."""
+    return volume.direction[8] >= 0
 
 
 def set_instance(data: Dataset, uid: str) -> None:

@@ -14,7 +14,17 @@ from pydicom.valuerep import format_number_as_ds
 
 from autopet.errors import AutopetError
 from autopet.volume import Volume
-from data_prep.dicom_header import StudyHeader, coded, common_dataset, dataset, save, set_instance, slice_position
+from data_prep.dicom_header import (
+    StudyHeader,
+    coded,
+    common_dataset,
+    dataset,
+    plane_orientation,
+    refuse_skewed,
+    save,
+    set_instance,
+    slice_position,
+)
 
 
 def write_segmentation(folder: Path, header: StudyHeader, mask: Volume, pet: Volume) -> None:
@@ -26,6 +36,7 @@ def write_segmentation(folder: Path, header: StudyHeader, mask: Volume, pet: Vol
     difference = mask.grid_difference(pet)
     if difference:
         raise AutopetError(f"the mask must lie on the PET grid, found {difference}; resample it first")
+    refuse_skewed(mask)
     folder.mkdir(parents=True)
     planes = np.flatnonzero(mask.array.any(axis=(1, 2)))
     planes = planes if len(planes) else np.array([mask.shape[0] // 2])
@@ -71,7 +82,7 @@ def _frame_groups(data: Dataset, header: StudyHeader, mask: Volume, planes: np.n
     measures = dataset(PixelSpacing=[y, x], SliceThickness=z, SpacingBetweenSlices=z)
     shared = dataset(
         PixelMeasuresSequence=Sequence([measures]),
-        PlaneOrientationSequence=Sequence([dataset(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+        PlaneOrientationSequence=Sequence([dataset(ImageOrientationPatient=plane_orientation(mask))]),
         SegmentIdentificationSequence=Sequence([dataset(ReferencedSegmentNumber=1)]),
     )
     data.SharedFunctionalGroupsSequence = Sequence([shared])

@@ -15,7 +15,6 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, PositronEmissionTomographyImageStorage
 from pydicom.valuerep import format_number_as_ds
 
-from autopet.errors import AutopetError
 from autopet.volume import Volume
 from data_prep.dicom_header import (
     HALF_LIFE_S,
@@ -24,8 +23,12 @@ from data_prep.dicom_header import (
     common_dataset,
     dicom_date,
     dicom_time,
+    lies_head_first,
+    plane_orientation,
+    refuse_skewed,
     save,
     set_instance,
+    slice_location,
     slice_position,
 )
 from data_prep.dicom_segmentation import write_segmentation
@@ -46,6 +49,9 @@ PHARMACEUTICALS = {
 def write_study(folder: Path, header: StudyHeader, *, pet: Volume, ct: Volume, mask: Volume) -> None:
     """Write `CT`, `PT` and `SEG` below a folder.
 
+    Volumes may lie anyhow, with orthogonal, right-handed axes: one whose slices go towards the feet is that of a
+    patient who lies feet first (FFS), and oblique ones have their axes in ImageOrientationPatient.
+
     Parameters
     ----------
     pet : Volume
@@ -62,7 +68,7 @@ def write_study(folder: Path, header: StudyHeader, *, pet: Volume, ct: Volume, m
 
 def write_ct(folder: Path, header: StudyHeader, ct: Volume) -> None:
     """Write CT slices, one file each: slope 1, intercept -1024 (C.8.2.1)."""
-    _refuse_rotated(ct)
+    refuse_skewed(ct)
     folder.mkdir(parents=True)
     signed = header.manufacturer.startswith("GE")
     stored = np.clip(np.rint(ct.array) - CT_INTERCEPT, 0, STORED_MAX).astype("<i2" if signed else "<u2")
@@ -88,12 +94,14 @@ def write_pet(folder: Path, header: StudyHeader, pet: Volume) -> None:
     The slope is rounded to the 16 characters of a DS before the voxels are divided by it, so that what is read back
     differs from `pet` by half a step at most: 1/65534 of the slice's maximum.
     """
-    _refuse_rotated(pet)
+    refuse_skewed(pet)
     folder.mkdir(parents=True)
     signed = header.manufacturer.startswith("GE")
     data = _image_dataset(header, pet, "PT", PositronEmissionTomographyImageStorage, header.start)
     data.SeriesNumber, data.SeriesDescription = 3, "PET corr."
     _pet_series(data, header, pet.shape[0])
+    gantry = ("102540008", "SCT", "headfirst") if lies_head_first(pet) else ("102541007", "SCT", "feet-first")
+    data.PatientGantryRelationshipCodeSequence = coded(*gantry)
     _pixel_format(data, pet, signed=signed)
     for index, suv in enumerate(pet.array):
         activity = np.maximum(suv, 0.0).astype(np.float64) * header.suv_bq_per_ml
@@ -106,19 +114,12 @@ def write_pet(folder: Path, header: StudyHeader, pet: Volume) -> None:
         save(data, folder / f"{index + 1:04d}.dcm")
 
 
-def _refuse_rotated(volume: Volume) -> None:
-    if not np.allclose(volume.direction, (1, 0, 0, 0, 1, 0, 0, 0, 1)):
-        raise AutopetError(
-            f"expected an axial volume with the identity as direction, found {volume.direction}; resample it"
-        )
-
-
 def _image_dataset(header: StudyHeader, volume: Volume, modality: str, sop_class: UID, when: dt.datetime) -> Dataset:
     """What the slices of a CT or PET series share (C.7.6.2)."""
     data = common_dataset(header, modality, sop_class, when)
-    data.PatientPosition = "HFS"
+    data.PatientPosition = "HFS" if lies_head_first(volume) else "FFS"
     data.BodyPartExamined = "WHOLEBODY"
-    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.ImageOrientationPatient = plane_orientation(volume)
     x, y, z = volume.spacing_mm
     data.PixelSpacing = [format_number_as_ds(float(y)), format_number_as_ds(float(x))]
     data.SliceThickness = format_number_as_ds(float(z))
@@ -137,7 +138,7 @@ def _place_slice(data: Dataset, header: StudyHeader, volume: Volume, index: int,
     set_instance(data, header.uid(f"{modality}/{index + 1}"))
     data.InstanceNumber = index + 1
     data.ImagePositionPatient = slice_position(volume, index)
-    data.SliceLocation = data.ImagePositionPatient[2]
+    data.SliceLocation = slice_location(volume, index)
 
 
 def _pet_series(data: Dataset, header: StudyHeader, slices: int) -> None:
@@ -164,7 +165,6 @@ def _pet_series(data: Dataset, header: StudyHeader, slices: int) -> None:
     data.RadiopharmaceuticalInformationSequence = Sequence([isotope])
     data.PatientOrientationCodeSequence = coded("102538003", "SCT", "recumbent")
     data.PatientOrientationCodeSequence[0].PatientOrientationModifierCodeSequence = coded("40199007", "SCT", "supine")
-    data.PatientGantryRelationshipCodeSequence = coded("102540008", "SCT", "headfirst")
 
 
 def _pet_timing(data: Dataset, header: StudyHeader, index: int, slices: int) -> None:

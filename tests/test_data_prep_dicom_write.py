@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from typing import Any
 
 import highdicom as hd
@@ -14,6 +15,7 @@ from autopet.errors import AutopetError
 from autopet.volume import Volume
 from data_prep.dicom_write import StudyHeader, write_segmentation, write_study
 
+DIGEST_OF_AXIAL = "5ea02fec1f6a5c2e2943474807d26b2e02f1aee279b3ab92d73ad3e3aaa59e0f"
 SPACING, ORIGIN = (4.07283, 4.2, 6.0), (-33.123, 20.5, -812.25)
 
 
@@ -153,6 +155,65 @@ def test_uids_are_valid_and_differ():
     uids = {header.uid(f"PT/{k}") for k in range(100)} | {make_header(entropy="other").uid("PT/1")}
     assert len(uids) == 101
     assert all(pydicom.uid.UID(uid).is_valid for uid in uids)
+
+
+def turned(volume: Volume, matrix: np.ndarray) -> Volume:
+    return Volume(volume.array, volume.spacing_mm, volume.origin_mm, tuple(float(value) for value in matrix.ravel()))
+
+
+COS, SIN = np.cos(np.deg2rad(12)), np.sin(np.deg2rad(12))
+OBLIQUE = np.array([[1, 0, 0], [0, COS, -SIN], [0, SIN, COS]]) @ np.array([[COS, 0, SIN], [0, 1, 0], [-SIN, 0, COS]])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "lie", "relation"),
+    [
+        (np.diag([-1.0, 1.0, -1.0]), "FFS", "feet-first"),
+        (OBLIQUE, "HFS", "headfirst"),
+        (OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), "FFS", "feet-first"),
+        (np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]), "HFS", "headfirst"),  # sagittal
+    ],
+)
+def test_any_right_handed_direction_is_written(tmp_path, matrix, lie, relation):
+    """Slices follow the third axis of the direction; the first two are ImageOrientationPatient."""
+    pet, ct, mask = (turned(volume, matrix) for volume in make_volumes(slices=9))
+    write_study(tmp_path, make_header(), pet=pet, ct=ct, mask=mask)
+    for name, volume in (("PT", pet), ("CT", ct)):
+        for path in (tmp_path / name).iterdir():
+            file = pydicom.dcmread(path)
+            index = file.InstanceNumber - 1
+            expected = np.array(ORIGIN) + index * volume.spacing_mm[2] * matrix[:, 2]
+            np.testing.assert_allclose(np.array(file.ImagePositionPatient, dtype=float), expected, atol=1e-6)
+            cosines = np.array(file.ImageOrientationPatient, dtype=float)
+            np.testing.assert_allclose(cosines, [*matrix[:, 0], *matrix[:, 1]], atol=1e-13)
+            assert file.PatientPosition == lie
+            assert float(file.SliceLocation) == pytest.approx(expected @ matrix[:, 2], abs=1e-6)
+    assert pydicom.dcmread(tmp_path / "PT/0001.dcm").PatientGantryRelationshipCodeSequence[0].CodeMeaning == relation
+    segmentation = hd.seg.segread(tmp_path / "SEG" / "lesion.dcm")
+    geometry = segmentation.get_volume_geometry()
+    assert geometry is not None
+    frame = segmentation.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient
+    plane = int(np.flatnonzero(mask.array.any(axis=(1, 2)))[0])
+    expected = np.array(ORIGIN) + plane * SPACING[2] * matrix[:, 2]
+    np.testing.assert_allclose(np.array(frame, dtype=float), expected, atol=1e-6)
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted((tmp_path / "PT").iterdir())]
+    rebuilt = segmentation.get_pixels_by_source_instance(
+        [file.SOPInstanceUID for file in sources], segment_numbers=[1], assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(rebuilt[..., 0], mask.array)
+
+
+def test_the_bytes_of_an_axial_study_do_not_change(tmp_path):
+    """The phantom's files are compared between versions: this digest is from before directions other than axial."""
+    digest = hashlib.sha256()
+    for number, changes in enumerate([{}, {"manufacturer": "GE MEDICAL SYSTEMS", "nuclide": "68Ga", "tracer": "PSMA"}]):
+        pet, ct, mask = make_volumes()
+        write_study(tmp_path / str(number), make_header(**changes), pet=pet, ct=ct, mask=mask)
+    for path in sorted(tmp_path.rglob("*.dcm")):
+        content = path.read_bytes()
+        length = int.from_bytes(content[140:144], "little")  # of the file meta information: names pydicom
+        digest.update(path.relative_to(tmp_path).as_posix().encode() + content[144 + length :])
+    assert digest.hexdigest() == DIGEST_OF_AXIAL
 
 
 def test_other_grids_are_refused(tmp_path):

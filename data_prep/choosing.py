@@ -1,0 +1,282 @@
+"""Choose the CT, the attenuation-corrected PET and the segmentations of a study.
+
+A choice is by criteria in a fixed order; the reasons name the first one in which a series that was left differs.
+Section numbers are those of DICOM PS3.3.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from autopet.errors import AutopetError
+from data_prep.attributes import orientation, position, tag_name, values
+from data_prep.inventory import Choice, MissingSeriesError, Scan, Series, Study
+
+UNITS = ("BQML", "CNTS", "GML", "CM2ML")  # of Units (0054,1001), that can become SUV
+STILL = ("STATIC", "WHOLE BODY")  # value 1 of Series Type (0054,1000), C.8.9.1.1.4
+REFORMATTED = ("REFORMATTED", "MPR", "CSA MPR", "PROJECTION IMAGE", "MIP", "CPR")  # values of Image Type (0008,0008)
+PARALLEL_COSINE = 0.98  # of the angle between two stacks' normals; gantries tilt a few degrees
+PLACE_MM = 0.1  # planes that lie closer are at the same place
+LENGTH_STEP_MM = 20.0  # PETs are as long as each other below this
+COVERS_TENTHS = 8  # of the PET's length: a CT that covers less is the last resort
+NAMED = "named by --series-uid"
+Rank = dict[str, object]  # criterion -> what to sort by, the best is the smallest
+
+
+def choose(study: Study, *, series_uids: Sequence[str] = ()) -> Choice:
+    """Choose CT and attenuation-corrected PET.
+
+    Parameters
+    ----------
+    series_uids : sequence of str
+        SeriesInstanceUIDs that take the place of the choice for their role (CT, PET, segmentations). UIDs that the
+        study does not have are passed over, see `unknown_series`.
+
+    Raises
+    ------
+    MissingSeriesError
+        The study has no CT or no PET.
+    AutopetError
+        Its PET cannot become SUV: not corrected for attenuation, dynamic, or in other units; or two series of one role
+        are named.
+    """
+    missing = [role for role in ("CT", "PET") if not study.of_role(role)]
+    if missing:
+        found = Counter(str(series.headers[0].get("Modality", "?")) for series in study.series)
+        listed = ", ".join(f"{count} {modality}" for modality, count in sorted(found.items()))
+        raise MissingSeriesError(f"no {' and no '.join(missing)} series in the study (series found: {listed})")
+    named = [series for series in study.series if series.uid in series_uids]
+    _refuse_useless(named)
+    pet, pet_reason, warnings = _choose_pet(study.of_role("PET"), _named(named, "PET"))
+    ct, ct_reason = _choose_ct(study.of_role("CT"), pet, _named(named, "CT"))
+    chosen = [series for role in ("SEG", "RTSTRUCT") for series in study.of_role(role)]
+    reasons = [pet_reason, ct_reason]
+    if segmentations := [series for series in chosen if series in named]:
+        chosen = segmentations
+        reasons.append(f"segmentation: {', '.join(series.title for series in chosen)}, {NAMED}")
+    warnings += [*pet.notes, *ct.notes]
+    if not _shares_frame(ct, pet):
+        warnings.append(
+            f"CT and PET differ in {tag_name('FrameOfReferenceUID')}; positions are taken as they are, check the fit"
+        )
+    return Choice(ct, pet, tuple(chosen), tuple(reasons), tuple(warnings))
+
+
+def unknown_series(scan: Scan, uids: Sequence[str]) -> list[str]:
+    """SeriesInstanceUIDs that no study of a scan has, in the order given."""
+    known = {series.uid for study in scan.studies for series in study.series}
+    return [uid for uid in uids if uid not in known]
+
+
+def _refuse_useless(named: Sequence[Series]) -> None:
+    for series in named:
+        if not series.role:
+            sop_class = series.headers[0].SOPClassUID
+            raise AutopetError(
+                f"{series.title} is {NAMED}, but is no CT, PET, SEG or RTSTRUCT: {tag_name('SOPClassUID')} is "
+                f"{getattr(sop_class, 'name', sop_class)}"
+            )
+
+
+def _named(named: Sequence[Series], role: str) -> Series | None:
+    """The one series of a role that the user named."""
+    found = [series for series in named if series.role == role]
+    if len(found) > 1:
+        titles = " and ".join(series.title for series in found)
+        raise AutopetError(f"--series-uid names {len(found)} {role} series of one study, expected one: {titles}")
+    return found[0] if found else None
+
+
+# --- PET -------------------------------------------------------------------------------------------------------------
+
+
+def _choose_pet(candidates: Sequence[Series], named: Series | None) -> tuple[Series, str, list[str]]:
+    """Attenuation-corrected PET in units that can become SUV (C.8.9.1), why, and warnings."""
+    if named:
+        return _take_named_pet(named)
+    refusals = {series.uid: _pet_refusal(series) or _uncorrected(series) for series in candidates}
+    usable = [series for series in candidates if not refusals[series.uid]]
+    refused = "; ".join(f"{series.title}: {refusals[series.uid]}" for series in candidates if refusals[series.uid])
+    if not usable:
+        raise AutopetError(f"no attenuation-corrected still PET in the study, add such a series. {refused}")
+    best, preferred, close = _best(usable, _pet_rank)
+    reason = f"PET: {best.title}, with ATTN in {tag_name('CorrectedImage')} and {tag_name('Units')} {best.first.Units}"
+    warnings = []
+    if close:
+        warnings.append(
+            f"another attenuation-corrected PET may be meant: {', '.join(close)}; the choice is {best.title} "
+            f"({preferred}). Name the SeriesInstanceUID with --series-uid to choose"
+        )
+    kind = values(best.first, "SeriesType")[:1]
+    if kind and kind[0] not in STILL:
+        warnings.append(f"{tag_name('SeriesType')} of {best.title} is {kind[0]}, with one image per position")
+    return best, _reason(reason, preferred) + (f"; refused {refused}" if refused else ""), warnings
+
+
+def _take_named_pet(series: Series) -> tuple[Series, str, list[str]]:
+    """The PET that the user wants: also one without attenuation correction, never one that cannot become SUV."""
+    if refusal := _pet_refusal(series):
+        raise AutopetError(f"{series.title} is {NAMED}, but cannot be converted: {refusal}")
+    uncorrected = _uncorrected(series)
+    warnings = [f"{series.title} is {NAMED} and taken, but {uncorrected}: its SUVs are too low"] if uncorrected else []
+    return series, f"PET: {series.title}, {NAMED}", warnings
+
+
+def _pet_refusal(series: Series) -> str:
+    """Why a PET cannot be converted at all."""
+    units = " ".join(values(series.first, "Units")) or "missing"
+    frames = time_frames(series)
+    if series.problem:
+        return series.problem
+    if units not in UNITS:
+        return f"{tag_name('Units')} is {units}, expected one of {', '.join(UNITS)}"
+    if frames > 1:
+        kind = "\\".join(values(series.first, "SeriesType")) or "missing"
+        return (
+            f"{tag_name('SeriesType')} is {kind}, with {frames} time frames (or gates) at the same positions: dynamic "
+            "and gated PET cannot become one volume; export one time frame, or their sum, as a series of its own"
+        )
+    return ""
+
+
+def _uncorrected(series: Series) -> str:
+    corrections = values(series.first, "CorrectedImage")
+    if "ATTN" in corrections:
+        return ""
+    listed = "\\".join(corrections) or "missing"
+    return f"{tag_name('CorrectedImage')} is {listed}, without ATTN: not corrected for attenuation"
+
+
+def time_frames(series: Series) -> int:
+    """Most moments that a position was imaged at: 1 in a still series, 0 without positions.
+
+    A copy of a slice, with the same AcquisitionTime and FrameReferenceTime, is no moment of its own.
+    """
+    moments: dict[int, set[tuple]] = {}
+    try:
+        normal = orientation(series.first)[2]
+        for header in series.frames:
+            keywords = ("AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "TriggerTime")
+            moment = tuple(values(header, keyword) for keyword in keywords)
+            moments.setdefault(round(float(position(header) @ normal) / PLACE_MM), set()).add(moment)
+    except AutopetError:
+        return 0
+    return max(len(found) for found in moments.values())
+
+
+def _pet_rank(series: Series) -> Rank:
+    kinds = values(series.first, "SeriesType")
+    length_mm = _length_mm(series)
+    return {
+        tag_name("SeriesType"): bool(kinds) and kinds[0] not in STILL,
+        tag_name("ImageType"): _image_type_rank(series),
+        "length": -round(length_mm / LENGTH_STEP_MM),
+        "number of slices": -series.images,
+        tag_name("Rows"): -int(series.first.get("Rows") or 0),
+        "the smaller UID": series.uid,
+    }
+
+
+# --- CT --------------------------------------------------------------------------------------------------------------
+
+
+def _choose_ct(candidates: Sequence[Series], pet: Series, named: Series | None) -> tuple[Series, str]:
+    if named:
+        return named, f"CT: {named.title}, {NAMED}"
+    best, preferred, _ = _best(candidates, lambda series: _ct_rank(series, pet))
+    if best.images < 2 or _is_localizer(best):
+        raise MissingSeriesError(f"the only CT is a localizer or a single slice: {best.title}")
+    frame = "in the PET's frame of reference" if _shares_frame(best, pet) else "in another frame of reference"
+    reason = f"CT: {best.title}, {frame}, covers about {10 * _covered_tenths(best, pet)} % of the PET's length"
+    return best, _reason(reason, preferred)
+
+
+def _ct_rank(series: Series, pet: Series) -> Rank:
+    kinds = values(series.first, "ImageType")
+    covered = _covered_tenths(series, pet)
+    return {
+        "being more than a localizer": series.images < 2 or _is_localizer(series),
+        tag_name("FrameOfReferenceUID"): not _shares_frame(series, pet),
+        "slices parallel to the PET's": not _is_parallel(series, pet),
+        tag_name("RescaleType"): (*values(series.first, "RescaleType"), "HU")[0] not in ("HU", "US"),
+        "coverage of the PET": covered < COVERS_TENTHS,
+        tag_name("ImageType"): (*_image_type_rank(series), "AXIAL" not in kinds),
+        "more coverage of the PET": -covered,
+        "number of slices": -series.images,
+        "the smaller UID": series.uid,
+    }
+
+
+def _is_localizer(series: Series) -> bool:
+    return any(kind in ("LOCALIZER", "SCOUT") for kind in values(series.first, "ImageType"))
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _best(candidates: Sequence[Series], rank: Callable[[Series], Rank]) -> tuple[Series, str, list[str]]:
+    """The best series, what it was preferred to and by which criterion, and those left that come close.
+
+    Close is what differs in neither a kind of series nor of image: only in size or UID.
+    """
+    ranks = {series.uid: rank(series) for series in candidates}
+    best = min(candidates, key=lambda series: tuple(ranks[series.uid].values()))
+    preferred, close = [], []
+    for series in candidates:
+        if series is best:
+            continue
+        pairs = ranks[series.uid].items()
+        criterion = next(name for name, value in pairs if value != ranks[best.uid][name])
+        preferred.append(f"{series.title} by {criterion}")
+        if criterion not in (tag_name("SeriesType"), tag_name("ImageType")):
+            close.append(series.title)
+    return best, f"preferred to {', '.join(preferred)}" if preferred else "", close
+
+
+def _reason(text: str, preferred: str) -> str:
+    return f"{text}; {preferred}" if preferred else text
+
+
+def _image_type_rank(series: Series) -> tuple[bool, ...]:
+    kinds = values(series.first, "ImageType")
+    return any(kind in REFORMATTED for kind in kinds), *(kind not in kinds for kind in ("ORIGINAL", "PRIMARY"))
+
+
+def _shares_frame(first: Series, second: Series) -> bool:
+    frame = first.first.get("FrameOfReferenceUID")
+    return bool(frame) and frame == second.first.get("FrameOfReferenceUID")
+
+
+def _is_parallel(series: Series, pet: Series) -> bool:
+    try:
+        return bool(abs(orientation(series.first)[2] @ orientation(pet.first)[2]) > PARALLEL_COSINE)
+    except AutopetError:
+        return False
+
+
+def _covered_tenths(series: Series, pet: Series) -> int:
+    """How much of the PET's length a series covers, along the PET's normal, in tenths."""
+    try:
+        normal = orientation(pet.first)[2]
+        low, high = _extent(pet.frames, normal)
+        other_low, other_high = _extent(series.frames, normal)
+    except AutopetError:
+        return 0
+    return round(10 * max(0.0, min(high, other_high) - max(low, other_low)) / max(high - low, 1e-6))
+
+
+def _length_mm(series: Series) -> float:
+    try:
+        low, high = _extent(series.frames, orientation(series.first)[2])
+    except AutopetError:
+        return 0.0
+    return high - low
+
+
+def _extent(headers: Sequence[Dataset], normal: np.ndarray) -> tuple[float, float]:
+    along = [float(position(header) @ normal) for header in headers]
+    return min(along), max(along)
