@@ -117,7 +117,7 @@ def _collect_patient(row: dict, target: Path, found: dict[str, Path | None], *, 
     elif wants_mask:
         warnings.append("no mask image: not annotated")
     images = {"CT": ct, "SUV": suv, "CTres": ct_on_grid(ct, suv), **({} if mask is None else {"SEG": mask})}
-    row = {**row, **measures(suv, mask), "status": "converted", "folder": target.name, "warnings": " | ".join(warnings)}
+    row = {**row, **measures(suv, mask, ct), "status": "converted", "folder": target.name, "warnings": " | ".join(warnings)}
     sources = {role: str(path) for role, path in found.items() if path is not None}
     with whole_folder(target) as part:
         files = write_images(part, images)

@@ -6,19 +6,24 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from autopet.cohort import TABLE, write_table
+from autopet.components import label_components
 from autopet.errors import AutopetError, one_line
 from autopet.images import write_image
 from autopet.volume import Volume
 
 AUDIT = "audit.json"
+FORMATS = {"nifti": ".nii.gz", "mha": ".mha"}
+WRITERS = 2  # images written side by side: compressing and writing take turns in waiting
 COLUMNS = (
     "case", "patient_id", "study_uid", "study_date", "status", "reason", "folder", "tracer", "centre", "diagnosis",
-    "suv_factor", "suv_max", "lesion_voxels", "lesion_ml", "warnings", "ct_series_uid", "pet_series_uid",
+    "suv_factor", "suv_factor_qiba", "suv_factor_challenge", "suv_max", "lesions", "lesion_voxels", "lesion_ml",
+    "pet_shape", "pet_spacing_mm", "ct_shape", "ct_spacing_mm", "warnings", "ct_series_uid", "pet_series_uid",
 )  # fmt: skip
 
 
@@ -45,12 +50,19 @@ def row_of(case: str, **filled: object) -> dict:
     return {**dict.fromkeys(COLUMNS, ""), "case": case, **filled}
 
 
-def measures(suv: Volume, mask: Volume | None) -> dict[str, object]:
-    """Columns suv_max (of the whole image), lesion_voxels and lesion_ml; the latter empty without a mask."""
+def measures(suv: Volume, mask: Volume | None, ct: Volume) -> dict[str, object]:
+    """Columns of sizes, spacings, suv_max (of the whole image), and lesions; the last empty without a mask.
+
+    Lesions are 18-connected components. Shapes are written z, y, x; spacings x, y, z.
+    """
     columns: dict[str, object] = {"suv_max": round(float(suv.array.max()), 4)}
+    for role, volume in (("pet", suv), ("ct", ct)):
+        columns[f"{role}_shape"] = "x".join(str(size) for size in volume.shape)
+        columns[f"{role}_spacing_mm"] = "x".join(f"{step:.6g}" for step in volume.spacing_mm)
     if mask is not None:
         voxels = int(np.count_nonzero(mask.array))
-        columns.update(lesion_voxels=voxels, lesion_ml=round(voxels * mask.voxel_volume_ml, 4))
+        lesions = label_components(mask.array)[1]
+        columns.update(lesions=lesions, lesion_voxels=voxels, lesion_ml=round(voxels * mask.voxel_volume_ml, 4))
     return columns
 
 
@@ -74,9 +86,11 @@ def remove_leftovers(out: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_images(folder: Path, images: dict[str, Volume]) -> list[str]:
-    """Write NIfTI files; returns their names."""
-    return [write_image(folder / f"{name}.nii.gz", volume).name for name, volume in images.items()]
+def write_images(folder: Path, images: dict[str, Volume], *, suffix: str = ".nii.gz") -> list[str]:
+    """Write images, named by their role; returns the files' names."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        written = [pool.submit(write_image, folder / f"{name}{suffix}", volume) for name, volume in images.items()]
+        return [path.result().name for path in written]
 
 
 def write_audit(

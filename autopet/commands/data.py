@@ -14,6 +14,7 @@ from autopet.errors import AutopetError
 from autopet.progress import console
 
 app = typer.Typer()
+SOME_FAILED = 3  # exit status
 
 
 class Tracer(StrEnum):
@@ -22,6 +23,28 @@ class Tracer(StrEnum):
     fdg = "fdg"
     psma = "psma"
     mixed = "mixed"
+
+
+class SuvMode(StrEnum):
+    """Rules of the SUV factor."""
+
+    qiba = "qiba"
+    challenge = "challenge"
+
+
+class SuvKind(StrEnum):
+    """What uptake is divided by."""
+
+    bw = "bw"
+    lbm = "lbm"
+    bsa = "bsa"
+
+
+class ImageFormat(StrEnum):
+    """Formats of a cohort's images."""
+
+    nifti = "nifti"
+    mha = "mha"
 
 
 class Size(StrEnum):
@@ -65,18 +88,41 @@ def phantom(
 @app.command(epilog="Example: autopet prep /data/FDG-PET-CT-Lesions nifti --segments Lesion --workers 4")
 def prep(
     source: Annotated[Path, typer.Argument(help="Folder with DICOM studies anywhere below it.")],
-    out: Annotated[Path, typer.Argument(help="Folder for CT, PET, SUV, CTres, SEG.nii.gz per study, and prep.csv.")],
+    out: Annotated[Path, typer.Argument(help="Folder for CT, PET, SUV, CTres, SEG per study, prep.csv, prep.html.")],
     segments: Annotated[str, typer.Option(help="Segment names or numbers, with commas; all united without it.")] = "",
+    series_uid: Annotated[
+        list[str] | None, typer.Option(help="SeriesInstanceUID to take instead of the one chosen; repeatable.")
+    ] = None,
     suv_mode: Annotated[
-        str, typer.Option(help="qiba: vendor-neutral rules; challenge: the official script's equation.")
-    ] = "qiba",
-    workers: Workers = 1,
+        SuvMode, typer.Option(help="qiba: vendor-neutral rules; challenge: the official script's equation.")
+    ] = SuvMode.qiba,
+    suv_kind: Annotated[
+        SuvKind, typer.Option(help="SUV by body weight, lean body mass or body surface area.")
+    ] = SuvKind.bw,
+    image_format: Annotated[ImageFormat, typer.Option("--format", help="Format of the images.")] = ImageFormat.nifti,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Studies converted side by side; default: by cores and memory.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler (tcp://host:8786) that studies are sent to.")
+    ] = "",
+    resume: Annotated[bool, typer.Option(help="Keep studies that an earlier call converted whole.")] = True,
 ) -> None:
-    """Convert DICOM studies: SUV, CT on the PET grid, lesion mask, and an audit of how."""
-    from data_prep.convert import prepare
+    """Convert DICOM studies: SUV, CT on the PET grid, lesion mask, and an audit of how.
 
-    names = [name.strip() for name in segments.split(",") if name.strip()]
-    _report_rows(prepare(source, out, segments=names, suv_mode=suv_mode, workers=workers), out)
+    Exit status 3 when a study failed (prep.csv and prep.html say why), 1 when none could be tried.
+    """
+    from autopet.parallel import default_workers
+    from data_prep.convert import prepare
+    from data_prep.study import Settings
+
+    names = tuple(name.strip() for name in segments.split(",") if name.strip())
+    settings = Settings(names, suv_mode.value, suv_kind.value, image_format.value)
+    rows = prepare(
+        source, out, settings, series_uids=series_uid or [],
+        workers=workers or default_workers(), scheduler=scheduler, resume=resume,
+    )  # fmt: skip
+    _report_rows(rows, out)
 
 
 @app.command(
@@ -96,11 +142,13 @@ def collect(
 
 
 def _report_rows(rows: Sequence[dict], out: Path) -> None:
-    """A line per study that did not come through; an error when none did."""
+    """A line per study that did not come through; exit status 3 when one failed, an error when none was tried."""
     lost = [row for row in rows if row["status"] != "converted"]
     for row in lost:
         console.print(f"{row['status']}: {row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
     console.print(f"{len(rows) - len(lost)} of {len(rows)} studies converted; see {out / 'prep.csv'}", highlight=False)
+    if any(row["status"] == "failed" for row in rows):
+        raise typer.Exit(SOME_FAILED)
     if len(lost) == len(rows):
         raise AutopetError(
             f"no study was converted; first reason: {lost[0]['reason'] if lost else 'no study was found'}"
@@ -122,3 +170,19 @@ def split(
     write_table(out, [{"case": case, "part": part} for case, part in sorted(parts.items())], ["case", "part"])
     counts = {part: list(parts.values()).count(part) for part in ("train", "test")}
     console.print(f"{counts['train']} cases to train, {counts['test']} to test, in {out}", highlight=False)
+
+
+@app.command(epilog="Example: autopet to-dicom mask.nii.gz --reference study/PT --out seg.dcm --algorithm nnunet")
+def to_dicom(
+    mask: Annotated[Path, typer.Argument(help="Lesion mask (.mha, .nii.gz); voxels above 0 are lesion.")],
+    reference: Annotated[Path, typer.Option(help="Folder of the PET series that was segmented.")],
+    out: Annotated[Path, typer.Option(help="DICOM Segmentation to write.")],
+    algorithm: Annotated[str, typer.Option(help="Name of the algorithm that made the mask.")] = "",
+    version: Annotated[str, typer.Option(help="Its version.")] = "",
+    label: Annotated[str, typer.Option(help="Label of the segment.")] = "Lesion",
+) -> None:
+    """Write a lesion mask as a DICOM Segmentation, for the archive and the viewers of a hospital."""
+    from autopet.images import read_image
+    from data_prep.dicom_export import write_dicom_seg
+
+    write_dicom_seg(read_image(mask), reference, out, algorithm=algorithm, version=version, label=label)
