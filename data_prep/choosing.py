@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
 from data_prep.attributes import orientation, position, tag_name, values
-from data_prep.inventory import Choice, MissingSeriesError, Scan, Series, Study
+from data_prep.inventory import Choice, Found, MissingSeriesError, Series, Study
 
 UNITS = ("BQML", "CNTS", "GML", "CM2ML")  # of Units (0054,1001), that can become SUV
 STILL = ("STATIC", "WHOLE BODY")  # value 1 of Series Type (0054,1000), C.8.9.1.1.4
@@ -66,9 +66,9 @@ def choose(study: Study, *, series_uids: Sequence[str] = ()) -> Choice:
     return Choice(ct, pet, tuple(chosen), tuple(reasons), tuple(warnings))
 
 
-def unknown_series(scan: Scan, uids: Sequence[str]) -> list[str]:
-    """SeriesInstanceUIDs that no study of a scan has, in the order given."""
-    known = {series.uid for study in scan.studies for series in study.series}
+def unknown_series(found: Found, uids: Sequence[str]) -> list[str]:
+    """SeriesInstanceUIDs that no study has, in the order given."""
+    known = {uid for study in found.studies for uid in study.series_uids}
     return [uid for uid in uids if uid not in known]
 
 

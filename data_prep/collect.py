@@ -14,6 +14,7 @@ from autopet.progress import track
 from autopet.volume import Volume, resample
 from data_prep.alignment import ct_cover_warnings, ct_on_grid
 from data_prep.records import (
+    MIP,
     measures,
     reason_of,
     remove_leftovers,
@@ -23,6 +24,8 @@ from data_prep.records import (
     write_images,
     write_rows,
 )
+from data_prep.report import write_report
+from data_prep.thumbnails import coronal_mip
 
 HIGHEST_SUV = 1000.0  # a PET beyond is in Bq/ml
 
@@ -53,7 +56,9 @@ def collect(source: Path, out: Path, *, pet: str, ct: str, mask: str | None) -> 
         _attempt(case, folder, out, pet=pet, ct=ct, mask=mask)
         for case, folder in track(patients, "collecting", total=len(folders))
     ]
-    return write_rows(out, rows)
+    ordered = write_rows(out, rows)
+    write_report(out, ordered)
+    return ordered
 
 
 def _patient_folders(source: Path, out: Path) -> list[Path]:
@@ -117,11 +122,18 @@ def _collect_patient(row: dict, target: Path, found: dict[str, Path | None], *, 
     elif wants_mask:
         warnings.append("no mask image: not annotated")
     images = {"CT": ct, "SUV": suv, "CTres": ct_on_grid(ct, suv), **({} if mask is None else {"SEG": mask})}
-    row = {**row, **measures(suv, mask, ct), "status": "converted", "folder": target.name, "warnings": " | ".join(warnings)}
+    row = {
+        **row,
+        **measures(suv, mask, ct),
+        "status": "converted",
+        "folder": target.name,
+        "warnings": " | ".join(warnings),
+    }
     sources = {role: str(path) for role, path in found.items() if path is not None}
     with whole_folder(target) as part:
         files = write_images(part, images)
-        write_audit(part, files=files, row=row, images=images, source=sources, warnings=warnings)
+        (part / MIP).write_bytes(coronal_mip(suv, mask))
+        write_audit(part, files=[*files, MIP], row=row, images=images, source=sources, warnings=warnings)
     return row
 
 

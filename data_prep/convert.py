@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from autopet.errors import AutopetError
 from autopet.folders import part_of
 from autopet.parallel import LostProcessError, run_jobs
 from autopet.progress import console, track
+from data_prep.finding import find_studies, looks_like_dicom
+from data_prep.inventory import Found, StudyFiles
 from data_prep.metadata import fill_from_metadata
-from data_prep.records import AUDIT, reason_of, remove_leftovers, row_of, safe_name, write_rows
+from data_prep.records import reason_of, remove_leftovers, row_of, safe_name, write_rows
 from data_prep.report import write_report
-from data_prep.series import MissingSeriesError, Scan, Study, choose, scan, unknown_series
-from data_prep.study import Job, Settings, convert_study, study_row
+from data_prep.scanning import read_study
+from data_prep.series import MissingSeriesError, Study, choose, unknown_series
+from data_prep.study import Conversion, Settings, convert_study, earlier_row, study_row
+
+
+@dataclass(frozen=True)
+class Job:
+    """One study to convert: small, to be sent to another process."""
+
+    case: str
+    files: StudyFiles
+    out: Path
+    settings: Settings
+    series_uids: tuple[str, ...]
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The row of a study, and whether its folder is that of an earlier run."""
+
+    row: dict
+    kept: bool = False
 
 
 def prepare(
@@ -59,25 +82,22 @@ def prepare(
     source, out = Path(source).resolve(), Path(out).resolve()
     if workers < 1:
         raise AutopetError(f"workers must be at least 1, found {workers}")
-    found = scan(source)
+    found = find_studies(source)
     _warn_of(found, series_uids)
     remove_leftovers(out)
-    jobs, rows = _plan(found.studies, out, settings or Settings(), series_uids)
-    kept = [row for row in map(_earlier_row, jobs) if row] if resume else []
+    jobs = _plan(found, out, settings or Settings(), series_uids=tuple(series_uids), resume=resume)
+    outcomes = list(track(_run(jobs, workers, scheduler), "studies", total=len(jobs)))
+    kept = sum(outcome.kept for outcome in outcomes)
     if kept:
-        console.print(f"{len(kept)} converted before with these settings and kept", highlight=False)
-    done = {row["case"] for row in kept}
-    todo = [job for job in jobs if job.case not in done]
-    rows += kept
-    if todo:
-        rows += track(_run(todo, workers, scheduler), "converting", total=len(todo))
+        console.print(f"{kept} converted before with these settings and kept", highlight=False)
+    rows = [outcome.row for outcome in outcomes] + _orphan_rows(found.orphans, source)
     fill_from_metadata(rows, source)
     ordered = write_rows(out, rows)
     write_report(out, ordered)
     return ordered
 
 
-def _warn_of(found: Scan, series_uids: Sequence[str]) -> None:
+def _warn_of(found: Found, series_uids: Sequence[str]) -> None:
     unknown = unknown_series(found, series_uids)
     if unknown:
         raise AutopetError(f"no study has the series {', '.join(unknown)}; give a SeriesInstanceUID of the source")
@@ -89,21 +109,27 @@ def _warn_of(found: Scan, series_uids: Sequence[str]) -> None:
 # --- which studies ---------------------------------------------------------------------------------------------------
 
 
-def _plan(
-    studies: Sequence[Study], out: Path, settings: Settings, series_uids: Sequence[str]
-) -> tuple[list[Job], list[dict]]:
-    """Jobs for the studies that have what it takes, rows for the others."""
-    jobs, rows = [], []
-    for case, study in zip(case_names(studies), studies, strict=True):
-        try:
-            jobs.append(Job(case, study, choose(study, series_uids=series_uids), out, settings))
-        except Exception as error:
-            status = "skipped" if isinstance(error, MissingSeriesError) else "failed"
-            rows.append(study_row(case, study, status=status, reason=reason_of(error)))
-    return jobs, rows
+def _plan(found: Found, out: Path, settings: Settings, *, series_uids: tuple[str, ...], resume: bool) -> list[Job]:
+    return [
+        Job(case, files, out, settings, series_uids, resume)
+        for case, files in zip(case_names(found.studies), found.studies, strict=True)
+    ]
 
 
-def case_names(studies: Sequence[Study]) -> list[str]:
+def _orphan_rows(orphans: Sequence[Path], source: Path) -> list[dict]:
+    """A failed row for every folder with damaged DICOM files that belong to no study that was found."""
+    folders: dict[Path, list[Path]] = {}
+    for path in filter(looks_like_dicom, orphans):
+        folders.setdefault(path.parent, []).append(path)
+    rows = []
+    for folder, paths in sorted(folders.items()):
+        case = safe_name(f"unreadable_{folder.relative_to(source)}")
+        reason = f"{len(paths)} files are not readable as DICOM (first: {paths[0]}); copy or download them anew"
+        rows.append(row_of(case, status="failed", reason=reason))
+    return rows
+
+
+def case_names(studies: Sequence[StudyFiles]) -> list[str]:
     """`<PatientID>_<StudyDate>_<end of StudyInstanceUID>`, safe as a file name; equal ones get a number."""
     names: list[str] = []
     taken: Counter[str] = Counter()
@@ -116,37 +142,33 @@ def case_names(studies: Sequence[Study]) -> list[str]:
     return names
 
 
-def _earlier_row(job: Job) -> dict | None:
-    """The row of an earlier run with the same files and settings, if its folder is whole."""
-    try:
-        audit = json.loads((job.folder / AUDIT).read_text())
-        same = audit["settings"] == job.audited_settings and audit["source"] == job.source
-        whole = all((job.folder / name).is_file() for name in audit["files"])
-        return {**row_of(job.case), **audit["row"]} if same and whole else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def _run(jobs: Sequence[Job], workers: int, scheduler: str) -> Iterator[dict]:
-    for job, result in run_jobs(_attempt, jobs, workers=min(workers, len(jobs)), scheduler=scheduler):
+def _run(jobs: Sequence[Job], workers: int, scheduler: str) -> Iterator[Outcome]:
+    for job, result in run_jobs(_attempt, jobs, workers=max(1, min(workers, len(jobs))), scheduler=scheduler):
         if isinstance(result, LostProcessError):
-            shutil.rmtree(part_of(job.folder), ignore_errors=True)
-            yield _failed_row(job, result)
+            shutil.rmtree(part_of(job.out / job.case), ignore_errors=True)
+            yield Outcome(study_row(job.case, _unread(job.files), status="failed", reason=reason_of(result)))
         else:
             yield result
 
 
-def _attempt(job: Job) -> dict:
-    """Convert a study; whatever goes wrong becomes its row."""
+def _attempt(job: Job) -> Outcome:
+    """Convert a study, unless it was before; whatever goes wrong becomes its row."""
+    study, chosen = _unread(job.files), None
     try:
-        return convert_study(job)
+        study = read_study(job.files)
+        chosen = choose(study, series_uids=job.series_uids)
+        conversion = Conversion(job.case, study, chosen, job.out, job.settings)
+        earlier = earlier_row(conversion) if job.resume else None
+        return Outcome(earlier, kept=True) if earlier else Outcome(convert_study(conversion))
     except Exception as error:
-        return _failed_row(job, error)
+        absent = isinstance(error, MissingSeriesError) and not study.unreadable
+        uids = {"ct_series_uid": chosen.ct.uid, "pet_series_uid": chosen.pet.uid} if chosen else {}
+        status = "skipped" if absent else "failed"
+        return Outcome(study_row(job.case, study, status=status, reason=reason_of(error), **uids))
 
 
-def _failed_row(job: Job, error: Exception) -> dict:
-    uids = {"ct_series_uid": job.choice.ct.uid, "pet_series_uid": job.choice.pet.uid}
-    return study_row(job.case, job.study, status="failed", reason=reason_of(error), **uids)
+def _unread(files: StudyFiles) -> Study:
+    return Study(files.uid, files.patient_id, files.date, (), files.unreadable)

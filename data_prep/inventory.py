@@ -105,6 +105,35 @@ def _problem(header: Dataset) -> str:
 
 
 @dataclass(frozen=True)
+class StudyFiles:
+    """The files of one study, sorted by path; their headers are not kept.
+
+    `unreadable` are files in the study's folder that are not readable as DICOM.
+    """
+
+    uid: str
+    patient_id: str
+    date: str
+    paths: tuple[Path, ...]
+    series_uids: tuple[str, ...] = ()
+    unreadable: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder: studies, the number of files that are of none, and those that should be.
+
+    `unreadable` are files that are not readable as DICOM, ordinary companions such as tables and notes excepted;
+    `orphans` are those of them that lie in no study's folder.
+    """
+
+    studies: tuple[StudyFiles, ...]
+    other_files: int
+    unreadable: tuple[Path, ...] = ()
+    orphans: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """One study: a PET/CT examination with its segmentations."""
 

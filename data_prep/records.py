@@ -18,6 +18,7 @@ from autopet.images import write_image
 from autopet.volume import Volume
 
 AUDIT = "audit.json"
+MIP = "mip.png"  # coronal projection for prep.html
 FORMATS = {"nifti": ".nii.gz", "mha": ".mha"}
 WRITERS = 2  # images written side by side: compressing and writing take turns in waiting
 COLUMNS = (

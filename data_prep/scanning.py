@@ -1,26 +1,21 @@
-"""Find the DICOM series of studies below a folder.
+"""Read the headers of a study's files, and group them into series.
 
 Section numbers are those of DICOM PS3.3.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from autopet.errors import AutopetError
 from data_prep import multiframe
 from data_prep.attributes import read_dicom, tag_name, values
-from data_prep.inventory import Scan, Series, Study
+from data_prep.finding import IDENTITY, find_studies
+from data_prep.inventory import Scan, Series, Study, StudyFiles
 
-IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")  # one value each, C.12.1, C.7
 SCAN_KEYWORDS = (
     *IDENTITY, "Modality", "ImageType", "StudyDate", "SeriesDescription", "PatientID", "FrameOfReferenceUID",
     "ImagePositionPatient", "ImageOrientationPatient", "CorrectedImage", "Units", "SeriesType", "NumberOfFrames",
@@ -30,71 +25,41 @@ HELPFUL_KEYWORDS = (  # tell series apart; a value that cannot be read is as goo
     "Rows", "RescaleType", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime",
     "TriggerTime",
 )  # fmt: skip
-COMPANION_NAMES = ("dicomdir", "thumbs.db", "license", "readme")  # files that lie beside DICOM, in lower case
-COMPANION_SUFFIXES = (
-    ".csv", ".tsv", ".txt", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".pdf", ".png", ".jpg", ".jpeg",
-    ".xls", ".xlsx", ".docx", ".nii", ".gz", ".zip",
-)  # fmt: skip
 LOCALIZERS = ("LOCALIZER", "SCOUT")  # value 3 of Image Type (0008,0008), C.8.2.1.1.1
 LOCALIZER_COSINE = 0.1  # an image whose direction cosines differ by more is of another stack
 LOCALIZER_IMAGES = 2  # of one orientation; an axial stack has more
 
 
 def scan(folder: Path) -> Scan:
-    """Headers of every DICOM file below a folder, grouped by study and series; links to folders are followed.
+    """Every study below a folder with the headers of its files; for a few studies, see `find_studies` for more.
 
     Raises
     ------
     AutopetError
         The folder is missing, or no DICOM file lies below it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise AutopetError(f"{folder}: no such folder; give the folder that holds the DICOM studies")
-    files: dict[tuple[str, str], list[tuple[Path, Dataset]]] = {}
-    other = []
-    for path in _files(folder):
+    found = find_studies(folder)
+    studies = tuple(read_study(files) for files in found.studies)
+    known = set(found.unreadable)
+    late = [path for study in studies for path in study.unreadable if path not in known]
+    return Scan(studies, found.other_files + len(late), (*found.unreadable, *late))
+
+
+def read_study(files: StudyFiles) -> Study:
+    """The headers of a study's files, grouped by series; files that cannot be read join the unreadable ones."""
+    grouped: dict[str, list[tuple[Path, Dataset]]] = {}
+    unreadable = list(files.unreadable)
+    for path in files.paths:
         header = _header(path)
         if header is None:
-            other.append(path)
+            unreadable.append(path)
         else:
-            files.setdefault((str(header.StudyInstanceUID), str(header.SeriesInstanceUID)), []).append((path, header))
-    if not files:
-        raise AutopetError(
-            f"{folder}: no DICOM file below it ({len(other)} other files); give the folder of the studies"
-        )
-    unreadable = tuple(path for path in other if not _is_companion(path))
-    return Scan(_with_unreadable(tuple(_studies(files)), unreadable, folder), len(other), unreadable)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder, each folder once; links to the folder's own ancestors lead out of it and are not taken."""
-    visited = {os.fspath(path) for path in Path(os.path.realpath(folder)).parents}
-    closed: list[Path] = []  # folders that may not be listed
-    for base, folders, names in os.walk(
-        folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
-    ):
-        real = os.path.realpath(base)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders.sort()
-        yield from (path for name in sorted(names) if not _is_special(path := Path(base, name)))
-    yield from closed
-
-
-def _is_special(path: Path) -> bool:
-    """Pipes, sockets and devices, that would block a reader; a link to nowhere is not special but unreadable."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _is_companion(path: Path) -> bool:
-    name = path.name.casefold()
-    return name.startswith(".") or name in COMPANION_NAMES or name.endswith(COMPANION_SUFFIXES)
+            grouped.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
+    series = []
+    for uid, members in sorted(grouped.items()):
+        paths, headers = zip(*members, strict=True)
+        series.append(_without_localizers(Series(uid, headers, paths)))
+    return Study(files.uid, files.patient_id, files.date, tuple(series), tuple(unreadable))
 
 
 def _header(path: Path) -> Dataset | None:
@@ -120,34 +85,6 @@ def _drop_unreadable(header: Dataset) -> None:
             header.get(keyword)
         except Exception:  # pydicom raises what it likes
             delattr(header, keyword)
-
-
-def _with_unreadable(studies: tuple[Study, ...], unreadable: Sequence[Path], folder: Path) -> tuple[Study, ...]:
-    """Studies with the unreadable files of the nearest folder that has a study below it."""
-    below: dict[Path, set[str]] = {}
-    inside = {study.uid: {path.parent for series in study.series for path in series.paths} for study in studies}
-    for uid, parents in inside.items():
-        for place in {place for parent in parents for place in (parent, *parent.parents)}:
-            below.setdefault(place, set()).add(uid)
-    found: dict[str, list[Path]] = {}
-    for path in unreadable:
-        nearest = next((place for place in path.parents if place in below), folder)
-        holders = below.get(nearest, set())
-        if nearest == folder and len(holders) > 1:  # beside the studies' folders, unless they lie loose in this one
-            holders = {uid for uid in holders if folder in inside[uid]}
-        for uid in holders:
-            found.setdefault(uid, []).append(path)
-    return tuple(replace(study, unreadable=tuple(found.get(study.uid, ()))) for study in studies)
-
-
-def _studies(files: dict[tuple[str, str], list[tuple[Path, Dataset]]]) -> Iterator[Study]:
-    grouped: dict[str, list[Series]] = {}
-    for (study, series), found in sorted(files.items()):
-        paths, headers = zip(*found, strict=True)
-        grouped.setdefault(study, []).append(_without_localizers(Series(series, headers, paths)))
-    for uid, members in grouped.items():
-        first = next((series for series in members if series.role in ("PET", "CT")), members[0]).headers[0]
-        yield Study(uid, str(first.get("PatientID") or ""), str(first.get("StudyDate") or ""), tuple(members))
 
 
 def _without_localizers(series: Series) -> Series:

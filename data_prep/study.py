@@ -19,14 +19,13 @@ from data_prep.attributes import values
 from data_prep.loading import LoadedSeries, load_series
 from data_prep.metadata import TRACERS
 from data_prep.plausibility import plausibility_warnings
-from data_prep.records import FORMATS, measures, row_of, write_audit, write_images
+from data_prep.records import AUDIT, FORMATS, MIP, measures, row_of, write_audit, write_images
 from data_prep.segmentation import Segmentation, load_segmentation
 from data_prep.series import Choice, Series, Study
 from data_prep.suv import KINDS, MODES, SuvFactor, suv_factor
 from data_prep.thumbnails import coronal_mip
 
 FORMAT = 3  # raise it when the same files and settings give other results
-MIP = "mip.png"
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One study to convert."""
+class Conversion:
+    """One study to convert, with the series chosen."""
 
     case: str
     study: Study
@@ -97,30 +96,41 @@ def study_row(case: str, study: Study, **filled: object) -> dict:
     return row_of(case, patient_id=study.patient_id, study_uid=study.uid, study_date=study.date, **warned)
 
 
-def convert_study(job: Job) -> dict:
+def earlier_row(conversion: Conversion) -> dict | None:
+    """The row of an earlier run with the same files and settings, if its folder is whole."""
+    try:
+        audit = json.loads((conversion.folder / AUDIT).read_text())
+        same = audit["settings"] == conversion.audited_settings and audit["source"] == conversion.source
+        whole = all((conversion.folder / name).is_file() for name in audit["files"])
+        return {**row_of(conversion.case), **audit["row"]} if same and whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def convert_study(conversion: Conversion) -> dict:
     """Write the folder of one study, whole or not at all; returns its row."""
-    choice, settings = job.choice, job.settings
+    choice, settings = conversion.choice, conversion.settings
     pet = load_series(choice.pet)
     factors = _factors(pet.headers, settings)
     factor = factors[settings.suv_mode]
     assert isinstance(factor, SuvFactor)
     suv = _suv(pet, factor)
-    segmentation = _segmentation(job, pet)
+    segmentation = _segmentation(conversion, pet)
     mask = segmentation.mask if segmentation else None
     ct = load_series(choice.ct)
     ct_on_pet = ct_on_grid(ct.volume, pet.volume)
     warnings = [
-        *job.study.warnings,
+        *conversion.study.warnings,
         *choice.warnings,
         *pet.warnings,
         *ct.warnings,
         *factor.warnings,
         *ct_cover_warnings(ct.volume, pet.volume),
-        *_segmentation_warnings(job, segmentation),
+        *_segmentation_warnings(conversion, segmentation),
         *plausibility_warnings(suv, ct_on_pet, mask, kind=settings.suv_kind),
     ]
     row = study_row(
-        job.case, job.study, status="converted", folder=job.case, tracer=_tracer(pet.headers[0]),
+        conversion.case, conversion.study, status="converted", folder=conversion.case, tracer=_tracer(pet.headers[0]),
         suv_factor=factor.factor, warnings=" | ".join(warnings),
         ct_series_uid=choice.ct.uid, pet_series_uid=choice.pet.uid,
         **{f"suv_factor_{mode}": found.factor for mode, found in factors.items() if isinstance(found, SuvFactor)},
@@ -129,10 +139,10 @@ def convert_study(job: Job) -> dict:
     images = {"CT": ct.volume, "PET": pet.volume, "SUV": suv, "CTres": ct_on_pet}
     if mask is not None:
         images["SEG"] = mask
-    with whole_folder(job.folder) as folder:
+    with whole_folder(conversion.folder) as folder:
         files = write_images(folder, images, suffix=FORMATS[settings.image_format])
         (folder / MIP).write_bytes(coronal_mip(suv, mask))
-        sections = _audit(job, factors, segmentation, warnings)
+        sections = _audit(conversion, factors, segmentation, warnings)
         write_audit(folder, files=[*files, MIP], row=row, images=images, **sections)
     return row
 
@@ -157,32 +167,35 @@ def _suv(pet: LoadedSeries, factor: SuvFactor) -> Volume:
     return pet.volume.with_array(np.multiply(pet.volume.array, per_slice, out=suv, casting="same_kind"))
 
 
-def _segmentation(job: Job, pet: LoadedSeries) -> Segmentation | None:
-    choice = job.choice
+def _segmentation(conversion: Conversion, pet: LoadedSeries) -> Segmentation | None:
+    choice = conversion.choice
     if not choice.segmentations:
         return None
     frame_uid = str(choice.pet.first.get("FrameOfReferenceUID") or "")
     return load_segmentation(
         choice.segmentations, pet=pet.volume, pet_uid=choice.pet.uid, frame_uid=frame_uid,
-        segments=job.settings.segments, pet_headers=pet.headers,
+        segments=conversion.settings.segments, pet_headers=pet.headers,
     )  # fmt: skip
 
 
-def _segmentation_warnings(job: Job, segmentation: Segmentation | None) -> tuple[str, ...]:
+def _segmentation_warnings(conversion: Conversion, segmentation: Segmentation | None) -> tuple[str, ...]:
     if segmentation:
         return segmentation.warnings
-    return ("the study has no segmentation: the named segments are unknown",) if job.settings.segments else ()
+    return ("the study has no segmentation: the named segments are unknown",) if conversion.settings.segments else ()
 
 
 def _audit(
-    job: Job, factors: dict[str, SuvFactor | str], segmentation: Segmentation | None, warnings: Sequence[str]
+    conversion: Conversion,
+    factors: dict[str, SuvFactor | str],
+    segmentation: Segmentation | None,
+    warnings: Sequence[str],
 ) -> dict[str, object]:
-    chosen = factors[job.settings.suv_mode]
+    chosen = factors[conversion.settings.suv_mode]
     others = {mode: _factor_audit(found) for mode, found in factors.items() if found is not chosen}
     return {
-        "settings": job.audited_settings,
-        "source": job.source,
-        "series": {"reasons": job.choice.reasons, **_found(job.study.series)},
+        "settings": conversion.audited_settings,
+        "source": conversion.source,
+        "series": {"reasons": conversion.choice.reasons, **_found(conversion.study.series)},
         "suv": _factor_audit(chosen),
         "suv_by_other_modes": others,
         "segmentation": _segmentation_audit(segmentation),

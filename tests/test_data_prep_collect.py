@@ -84,7 +84,7 @@ def test_every_patient_has_a_row(tmp_path):
     assert "do not overlap" in reasons[5]
     assert "cannot be read" in reasons[6]
     kept = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert kept == ["a_whole", "c_no_mask", "prep.csv"]
+    assert kept == ["a_whole", "c_no_mask", "prep.csv", "prep.html"]
 
 
 def test_without_masks(tmp_path):
