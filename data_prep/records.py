@@ -23,8 +23,9 @@ FORMATS = {"nifti": ".nii.gz", "mha": ".mha"}
 WRITERS = 2  # images written side by side: compressing and writing take turns in waiting
 COLUMNS = (
     "case", "patient_id", "study_uid", "study_date", "status", "reason", "folder", "tracer", "centre", "diagnosis",
-    "suv_factor", "suv_factor_qiba", "suv_factor_challenge", "suv_max", "lesions", "lesion_voxels", "lesion_ml",
-    "pet_shape", "pet_spacing_mm", "ct_shape", "ct_spacing_mm", "warnings", "ct_series_uid", "pet_series_uid",
+    "suv_kind", "suv_factor", "suv_factor_qiba", "suv_factor_challenge", "suv_max",
+    "lesions", "lesion_voxels", "lesion_ml", "pet_shape", "pet_spacing_mm", "ct_shape", "ct_spacing_mm", "warnings",
+    "ct_series_uid", "pet_series_uid",
 )  # fmt: skip
 
 

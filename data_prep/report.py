@@ -148,6 +148,7 @@ def _descriptions(row: dict) -> tuple[Fact, ...]:
         ("pet_spacing_mm", "PET spacing (x, y, z; mm)"),
         ("ct_shape", "CT voxels (z, y, x)"),
         ("ct_spacing_mm", "CT spacing (x, y, z; mm)"),
+        ("suv_kind", "SUV by (bw: body weight)"),
     )
     return tuple(Fact(key, name, _text(row, key) or NONE) for key, name in named)
 

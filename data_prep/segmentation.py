@@ -193,7 +193,7 @@ def _choose_all(objects: Sequence[MaskObject], warnings: list[str]) -> list[tupl
     total = sum(len(item.labels) for item in kept)
     if total > 1:
         listed = "; ".join(item.title for item in kept)
-        warnings.append(f"{total} segments united as lesion, name the ones to use with `segments`: {listed}")
+        warnings.append(f"{total} segments united as lesion, name the ones to use with `--segments`: {listed}")
     return [(item, set(item.labels)) for item in kept]
 
 

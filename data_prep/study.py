@@ -131,7 +131,7 @@ def convert_study(conversion: Conversion) -> dict:
     ]
     row = study_row(
         conversion.case, conversion.study, status="converted", folder=conversion.case, tracer=_tracer(pet.headers[0]),
-        suv_factor=factor.factor, warnings=" | ".join(warnings),
+        suv_kind=factor.kind, suv_factor=factor.factor, warnings=" | ".join(warnings),
         ct_series_uid=choice.ct.uid, pet_series_uid=choice.pet.uid,
         **{f"suv_factor_{mode}": found.factor for mode, found in factors.items() if isinstance(found, SuvFactor)},
         **measures(suv, mask, ct.volume),
