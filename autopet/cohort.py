@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from autopet.errors import AutopetError
 
 TABLE = "prep.csv"
 SPLIT = "split.csv"
+SUFFIXES = (".nii.gz", ".mha")  # of a cohort's images
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,26 @@ class Case:
     tracer: str = ""
     centre: str = ""
     lesion_voxels: int | None = None
+    suffix: str = SUFFIXES[0]
+
+    def image(self, role: str) -> Path:
+        """The image CT, PET, SUV, CTres or SEG."""
+        return self.folder / f"{role}{self.suffix}"
 
     @property
     def suv(self) -> Path:
         """PET in standardised uptake values."""
-        return self.folder / "SUV.nii.gz"
+        return self.image("SUV")
 
     @property
     def ct(self) -> Path:
         """CT in HU, on the PET grid."""
-        return self.folder / "CTres.nii.gz"
+        return self.image("CTres")
 
     @property
     def mask(self) -> Path:
         """Lesion mask on the PET grid."""
-        return self.folder / "SEG.nii.gz"
+        return self.image("SEG")
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -75,13 +81,15 @@ def read_cohort(folder: Path) -> list[Case]:
 
 def _case(folder: Path, row: dict[str, str]) -> Case:
     voxels = row.get("lesion_voxels", "")
+    images = folder / row["folder"]
     return Case(
         name=row["case"],
         patient_id=row["patient_id"],
-        folder=folder / row["folder"],
+        folder=images,
         tracer=row.get("tracer", ""),
         centre=row.get("centre", ""),
         lesion_voxels=int(voxels) if voxels else None,
+        suffix=next((suffix for suffix in SUFFIXES if (images / f"SUV{suffix}").is_file()), SUFFIXES[0]),
     )
 
 
@@ -89,62 +97,32 @@ def labelled(cases: Iterable[Case]) -> list[Case]:
     """Cases with a segmentation, an error when there is none."""
     found = [case for case in cases if case.lesion_voxels is not None]
     if not found:
-        raise AutopetError("no case of the cohort has a lesion segmentation; training needs SEG.nii.gz")
+        raise AutopetError("no case of the cohort has a lesion segmentation; training needs its image SEG")
     return found
 
 
-def split_patients(cases: Sequence[Case], *, test_fraction: float, seed: int) -> dict[str, str]:
-    """Assign every patient to `train` or `test`, never a patient to both.
-
-    Strata of tracer, centre and whether there are lesions get their share of the test patients, rounded by largest
-    remainder, so that small strata are not always rounded away. Who goes where within a stratum depends on the seed
-    and the patient's ID alone.
-
-    Returns
-    -------
-    dict
-        Case name -> part.
-    """
-    patients: dict[str, list[Case]] = {}
-    for case in sorted(cases, key=lambda case: case.name):
-        patients.setdefault(case.patient_id, []).append(case)
-    strata: dict[tuple, list[str]] = {}
-    for patient, studies in patients.items():
-        stratum = (studies[0].tracer, studies[0].centre, any(study.lesion_voxels for study in studies))
-        strata.setdefault(stratum, []).append(patient)
-    tested: set[str] = set()
-    for stratum, count in _shares({key: len(members) for key, members in strata.items()}, test_fraction).items():
-        tested.update(sorted(strata[stratum], key=lambda patient: _order(seed, patient))[:count])
-    return {
-        study.name: "test" if patient in tested else "train"
-        for patient, studies in patients.items()
-        for study in studies
-    }
-
-
-def _order(seed: int, patient: str) -> str:
-    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
-
-
-def _shares(sizes: dict[tuple, int], fraction: float) -> dict[tuple, int]:
-    """Whole shares of each stratum that add up to the rounded share of all (largest remainder)."""
-    quotas = {key: size * fraction for key, size in sizes.items()}
-    shares = {key: int(quota) for key, quota in quotas.items()}
-    missing = round(sum(quotas.values())) - sum(shares.values())
-    for key in sorted(quotas, key=lambda key: (shares[key] - quotas[key], key))[:missing]:
-        shares[key] += 1
-    return shares
-
-
 def select_part(cases: Sequence[Case], split_csv: Path, part: str) -> list[Case]:
-    """The cases that split.csv assigns to `part`; a case that it does not name is an error."""
-    parts = {row["case"]: row["part"] for row in read_table(split_csv)}
-    missing = [case.name for case in cases if case.name not in parts]
+    """The cases that split.csv assigns to `part`; a case that it does not name is an error.
+
+    Parameters
+    ----------
+    part : str
+        A part (`train`, `val`, `test`), or a fold's validation cases (`fold0`) or training cases (`not-fold0`: those
+        of all other folds).
+    """
+    rows = {row["case"]: row for row in read_table(split_csv)}
+    missing = [case.name for case in cases if case.name not in rows]
     if missing:
         raise AutopetError(f"{split_csv} does not name {missing[0]} and {len(missing) - 1} more; make the split anew")
-    chosen = [case for case in cases if parts[case.name] == part]
+    match = re.fullmatch(r"(not-)?fold(\d+)", part)
+    if match:
+        folds = {name: row.get("fold") or "" for name, row in rows.items()}
+        if match[2] not in folds.values():
+            known = ", ".join(sorted(set(folds.values()) - {""}, key=int)) or "none"
+            raise AutopetError(f"{split_csv} has no fold {match[2]}, its folds are {known}; make one with --folds")
+        return [case for case in cases if folds[case.name] and (folds[case.name] == match[2]) != bool(match[1])]
+    chosen = [case for case in cases if rows[case.name]["part"] == part]
     if not chosen:
-        raise AutopetError(
-            f"{split_csv} puts no case into part {part!r}; it knows {', '.join(sorted(set(parts.values())))}"
-        )
+        known = ", ".join(sorted({row["part"] for row in rows.values()}))
+        raise AutopetError(f"{split_csv} puts no case into part {part!r}; it knows {known}")
     return chosen

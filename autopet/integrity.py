@@ -12,10 +12,13 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from autopet.errors import AutopetError
 
@@ -26,10 +29,22 @@ NIFTI_FLOATS = {16: "f4", 64: "f8"}  # datatype codes whose voxels can be NaN (N
 META_BYTES = {"UCHAR": 1, "CHAR": 1, "USHORT": 2, "SHORT": 2, "UINT": 4, "INT": 4, "FLOAT": 4, "DOUBLE": 8}
 META_BYTES |= {"ULONG": 4, "LONG": 4, "ULONG_LONG": 8, "LONG_LONG": 8}
 MOST_DIMENSIONS = 7
+NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+MOST_DEFLATION = 1032  # times that deflate can shrink data (zlib's technical notes); a header may not announce more
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, keep: bool = False) -> np.ndarray | None:
     """Refuse a damaged MetaImage or NIfTI file; other formats are left to their reader.
+
+    Parameters
+    ----------
+    keep : bool
+        Keep the voxels of a .nii.gz, so that it need not be decompressed a second time.
+
+    Returns
+    -------
+    (n,) array or None
+        The voxels in the order of the file, if they were to be kept and are stored as they are (not rescaled).
 
     Raises
     ------
@@ -39,15 +54,16 @@ def check_file(path: Path) -> None:
     name = path.name.lower()
     try:
         if name.endswith(".nii.gz"):
-            with gzip.open(path, "rb") as file:
-                _check_nifti(file, path)
+            with igzip.open(path, "rb") as file:
+                return _check_nifti(file, path, keep=keep)
         elif name.endswith(".nii"):
             with path.open("rb") as file:
                 _check_nifti(file, path)
         elif name.endswith((".mha", ".mhd")):
             _check_meta(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error, ValueError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, IsalError, struct.error, ValueError) as error:  # type: ignore[misc]
         raise _damaged(path, str(error) or type(error).__name__) from error
+    return None
 
 
 def _damaged(path: Path, reason: str) -> AutopetError:
@@ -59,36 +75,71 @@ def _chunks(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
         yield chunk
 
 
-def _check_nifti(file: BinaryIO | gzip.GzipFile, path: Path) -> None:
-    """Header, then all voxels: enough of them, and finite. Reading a .gz to its end checks its checksum, too."""
-    header = file.read(NIFTI_HEADER)
+@dataclass(frozen=True)
+class _NiftiHeader:
+    """What the header says about the voxels that follow it."""
+
+    order: str  # of bytes, as NumPy writes it
+    datatype: int
+    expected: int  # bytes of voxels
+    skip: int  # bytes between header and voxels
+    rescaled: bool
+
+    @property
+    def kind(self) -> str | None:
+        """NumPy's name of the voxels' type, None for colours, complex numbers and such."""
+        return NIFTI_TYPES.get(self.datatype)
+
+
+def _nifti_header(header: bytes) -> _NiftiHeader | None:
+    """The fields of a NIfTI-1 header; None for NIfTI-2 or Analyze, which are the reader's business."""
     order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
     if struct.unpack(order + "i", header[:4])[0] != 348:
-        return  # NIfTI-2 or Analyze: the reader's business
+        return None
     dimensions = struct.unpack(order + "8h", header[40:56])
     datatype, bits = struct.unpack(order + "2h", header[70:74])
-    offset = int(struct.unpack(order + "f", header[108:112])[0])
+    offset, slope, intercept = struct.unpack(order + "3f", header[108:120])
     if not 1 <= dimensions[0] <= MOST_DIMENSIONS:
         raise ValueError(f"{dimensions[0]} dimensions")
     expected = math.prod(max(size, 1) for size in dimensions[1 : dimensions[0] + 1]) * bits // 8
-    kind = NIFTI_FLOATS.get(datatype)
-    voxels, bad = 0, 0
+    rescaled = slope not in {0, 1} or (slope == 1 and intercept != 0)  # 0: no scaling (NIfTI-1 standard, `scl_slope`)
+    return _NiftiHeader(order, datatype, expected, max(int(offset) - NIFTI_HEADER, 0), rescaled)
+
+
+def _check_nifti(file: BinaryIO | gzip.GzipFile, path: Path, *, keep: bool = False) -> np.ndarray | None:
+    """Header, then all voxels: enough of them, and finite. Reading a .gz to its end checks its checksum, too."""
+    header = _nifti_header(file.read(NIFTI_HEADER))
+    if header is None:
+        return None
+    if header.expected > path.stat().st_size * MOST_DEFLATION:
+        raise ValueError(f"{path.stat().st_size} bytes cannot hold the {header.expected} bytes of voxels announced")
+    kept = np.empty(header.expected, np.uint8) if keep and header.kind and not header.rescaled else None
+    voxels, bad, skip = 0, 0, header.skip
     rest = b""
-    skip = max(offset - NIFTI_HEADER, 0)
     for chunk in _chunks(file):
         body, skip = chunk[skip:], max(skip - len(chunk), 0)
+        if kept is not None and voxels < header.expected:
+            part = np.frombuffer(body, np.uint8)[: header.expected - voxels]
+            kept[voxels : voxels + len(part)] = part
         voxels += len(body)
-        if voxels > expected + CHUNK:
-            raise ValueError(f"more than the {expected} bytes of voxels that its header announces")
-        if kind:
-            data = rest + body
-            whole = len(data) - len(data) % int(kind[1])
-            bad += int(np.count_nonzero(~np.isfinite(np.frombuffer(data[:whole], order + kind))))
-            rest = data[whole:]
-    if voxels < expected:
-        raise ValueError(f"{voxels} of {expected} bytes of voxels")
+        if voxels > header.expected + CHUNK:
+            raise ValueError(f"more than the {header.expected} bytes of voxels that its header announces")
+        if header.datatype in NIFTI_FLOATS:
+            more, rest = _not_finite(rest + body, header.order + NIFTI_FLOATS[header.datatype])
+            bad += more
+    if voxels < header.expected:
+        raise ValueError(f"{voxels} of {header.expected} bytes of voxels")
     if bad:
         raise AutopetError(f"{path}: {bad} voxels are NaN or infinite; convert the study again or fill them")
+    if kept is None or header.expected % np.dtype(header.kind).itemsize:
+        return None
+    return kept.view(f"{header.order}{header.kind}").astype(f"={header.kind}", copy=False)
+
+
+def _not_finite(data: bytes, kind: str) -> tuple[int, bytes]:
+    """How many numbers are NaN or infinite, and the bytes of an unfinished number at the end."""
+    whole = len(data) - len(data) % int(kind[-1])
+    return int(np.count_nonzero(~np.isfinite(np.frombuffer(data[:whole], kind)))), data[whole:]
 
 
 def _check_meta(path: Path) -> None:

@@ -23,7 +23,7 @@ from data_prep.inventory import ROLES, Found, StudyFiles
 
 IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")  # one value each, C.12.1, C.7
 LAST_TAG = Tag("SeriesInstanceUID")  # of those that are read here; what comes later is left in the file
-TAGS = [Tag(keyword) for keyword in (*IDENTITY, "StudyDate", "PatientID")]
+TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*IDENTITY, "StudyDate", "PatientID")]
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10 7.1
 DICOM_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
 COMPANION_NAMES = ("dicomdir", "thumbs.db", "license", "readme")  # files that lie beside DICOM, in lower case

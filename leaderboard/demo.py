@@ -11,11 +11,12 @@ from pathlib import Path
 
 from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_debian_base, make_wheelhouse
 from autopet.checkpoint import CONFIG
-from autopet.cohort import SPLIT, TABLE, Case, read_cohort, read_table, select_part, split_patients, write_table
+from autopet.cohort import SPLIT, TABLE, Case, read_cohort, read_table, select_part, write_table
 from autopet.engine import connect
 from autopet.errors import AutopetError, one_line
 from autopet.methods import find_method, list_methods
 from autopet.progress import console
+from autopet.splitting import split_patients
 from leaderboard.runner import Entry, run_cohort
 
 DEFAULT_METHODS = ("threshold", "nnunet")

@@ -33,7 +33,9 @@ def last_line(done: subprocess.CompletedProcess) -> str:
 
 def test_every_command_has_help_and_an_example():
     commands = get_command(cli.app).commands
-    expected = "phantom prep collect split train predict run wheelhouse build evaluate leaderboard demo"
+    expected = (
+        "phantom prep collect convert split to-dicom train predict run wheelhouse build evaluate leaderboard demo"
+    )
     assert set(expected.split()) <= set(commands)
     for name, command in commands.items():
         assert command.help, name
@@ -82,7 +84,7 @@ def test_phantom_and_prep(tmp_path: Path, tracer: str, collection: str):
     assert done.returncode == 0, done.stderr
     assert "1 of 1 studies converted" in done.stderr
     assert {path.name for path in (tmp_path / "nifti").glob("*/*")} == {
-        "CT.nii.gz", "PET.nii.gz", "SUV.nii.gz", "CTres.nii.gz", "SEG.nii.gz", "audit.json"
+        "CT.nii.gz", "PET.nii.gz", "SUV.nii.gz", "CTres.nii.gz", "SEG.nii.gz", "audit.json", "mip.png"
     }  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from autopet.cohort import Case, labelled, read_cohort, select_part, split_patients, write_table
+from autopet.cohort import Case, labelled, read_cohort, select_part, write_table
 from autopet.errors import AutopetError
+from autopet.splitting import split_patients
 
 
 def cases(patients: int, studies: int = 2) -> list[Case]:
@@ -75,3 +76,15 @@ def test_select_part(cohort: list[Case], tmp_path: Path):
     write_table(table, rows[1:], ["case", "part"])
     with pytest.raises(AutopetError, match="does not name case00"):
         select_part(cohort, table, "test")
+
+
+def test_the_suffix_is_what_lies_in_the_folder(tmp_path: Path):
+    rows = [{"case": name, "patient_id": name, "status": "converted", "folder": name} for name in "abc"]
+    write_table(tmp_path / "prep.csv", rows, list(rows[0]))
+    for path in ("a/SUV.mha", "b/SUV.nii.gz"):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).touch()
+    first, second, third = read_cohort(tmp_path)
+    assert (first.suv.name, first.ct.name, first.mask.name) == ("SUV.mha", "CTres.mha", "SEG.mha")
+    assert second.image("PET") == tmp_path / "b/PET.nii.gz"
+    assert third.suv.name == "SUV.nii.gz"  # not there: whoever reads it says so

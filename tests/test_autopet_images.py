@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import gzip
+import resource
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -134,3 +139,74 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_unknown_suffix(tmp_path: Path):
     with pytest.raises(AutopetError, match="unknown image suffix"):
         write_image(tmp_path / "a.png", VOLUME)
+
+
+OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, -1.0)
+TYPES = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", ">i2", ">f4")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(5, 6, 7), (1, 4, 3), (1, 1, 1)])
+def test_a_compressed_nifti_is_what_itk_and_nibabel_write_and_read(tmp_path: Path, kind: str, shape: tuple):
+    """ITK's own .nii of the same volume is the reference, byte for byte; ITK and nibabel read the same voxels."""
+    voxels = np.random.default_rng(1).integers(0, 100, shape).astype(kind)
+    volume = Volume(voxels, (2.036, 2.5, 3.27), (-101.25, 17.5, -903.1), OBLIQUE)
+    path = write_image(tmp_path / "a.nii.gz", volume)
+    native = voxels.astype(np.uint8 if kind == "bool" else np.dtype(kind).newbyteorder("="))
+    reference = write_image(tmp_path / "b.nii", volume.with_array(native))
+    assert gzip.decompress(path.read_bytes()) == reference.read_bytes()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), native)
+    image = nibabel.load(path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj).T, native)
+    np.testing.assert_allclose(image.affine, np.diag([-1, -1, 1, 1]) @ volume.affine, atol=1e-4)  # RAS against LPS
+    back = read_image(path)
+    assert back.array.dtype == native.dtype
+    np.testing.assert_array_equal(back.array, native)
+    assert back.same_grid(volume, tolerance_mm=1e-4)
+
+
+def test_the_same_volume_is_the_same_file(tmp_path: Path):
+    assert (
+        write_image(tmp_path / "a.nii.gz", VOLUME).read_bytes()
+        == write_image(tmp_path / "b.nii.gz", VOLUME).read_bytes()
+    )
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<f4", ">f4"])
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, 0.0), (2.0, -1024.0), (1.0, 3.0)])
+def test_a_nifti_of_nibabel_is_read_with_its_scaling(tmp_path: Path, kind: str, slope: float, intercept: float):
+    stored = np.arange(60).reshape(3, 4, 5).astype(kind)
+    header = nibabel.Nifti1Header(endianness=kind[0])
+    header.set_data_dtype(kind)
+    image = nibabel.Nifti1Image(stored, np.diag([2.0, 3.0, 4.0, 1.0]), header)
+    image.header.set_slope_inter(slope, intercept)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    expected = np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj).T
+    back = read_image(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(back.array, expected)
+    assert back.array.dtype.isnative
+    assert back.spacing_mm == (2.0, 3.0, 4.0)
+
+
+def test_a_small_file_cannot_announce_a_huge_image(tmp_path: Path):
+    data = bytearray(gzip.decompress(write_image(tmp_path / "a.nii.gz", VOLUME).read_bytes()))
+    data[42:48] = np.array([30000, 30000, 30000], "<i2").tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(data)))
+    with pytest.raises(AutopetError, match="bytes cannot hold"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def _write_with_little_room(folder: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the limit is an error of write() then, like a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    noise = Volume(np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
+    with pytest.raises(AutopetError, match="cannot be written"):
+        write_image(folder / "a.nii.gz", noise)
+
+
+def test_a_full_disk_leaves_no_half_nifti(tmp_path: Path):
+    process = get_context("spawn").Process(target=_write_with_little_room, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert list(tmp_path.iterdir()) == []

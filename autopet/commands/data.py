@@ -1,17 +1,20 @@
-"""Commands that make and change data: phantom, prep, collect, split."""
+"""Commands that make and change data: phantom, prep, collect, split, convert, to-dicom."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autopet.commands.options import Workers
 from autopet.errors import AutopetError
 from autopet.progress import console
+
+if TYPE_CHECKING:
+    from autopet.splitting import Place
 
 app = typer.Typer()
 SOME_FAILED = 3  # exit status
@@ -155,21 +158,93 @@ def _report_rows(rows: Sequence[dict], out: Path) -> None:
         )
 
 
-@app.command(epilog="Example: autopet split nifti split.csv --test-fraction 0.2 --seed 1")
+@app.command(epilog="Example: autopet split nifti split.csv --fractions 0.6,0.2,0.2 --folds 5 --seed 1")
 def split(
     data: Annotated[Path, typer.Argument(help="Cohort folder of `autopet prep`.")],
-    out: Annotated[Path, typer.Argument(help="CSV file to write: case, part.")],
-    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of patients in part `test`.")] = 0.2,
+    out: Annotated[Path, typer.Argument(help="CSV file to write: case, patient_id, part, fold.")],
+    fractions: Annotated[
+        str, typer.Option(help="Shares of patients in train,val,test or in train,test; they add up to 1.")
+    ] = "0.6,0.2,0.2",
+    test_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of part test, the rest is train; instead of --fractions.")
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Folds for cross-validation of the cases outside test; 0 for none.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same split.")] = 0,
 ) -> None:
-    """Divide a cohort into train and test by patient, in proportion of tracer, centre and lesions."""
-    from autopet.cohort import read_cohort, split_patients, write_table
+    """Divide a cohort by patient into parts and folds, in proportion of lesions, tracer and centre.
 
-    parts = split_patients(read_cohort(data), test_fraction=test_fraction, seed=seed)
+    Folds are taken as parts, too: `--part not-fold0` trains, `--part fold0` validates.
+    """
+    from autopet.cohort import read_cohort, write_table
+    from autopet.splitting import split_cohort, table_rows
+
+    if test_fraction is not None:
+        fractions = f"{1 - test_fraction},{test_fraction}"
+    try:
+        shares = [float(share) for share in fractions.split(",")]
+    except ValueError as error:
+        raise AutopetError(f"--fractions: expected numbers like 0.6,0.2,0.2, found {fractions!r}") from error
+    places = split_cohort(read_cohort(data), fractions=shares, folds=folds, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_table(out, [{"case": case, "part": part} for case, part in sorted(parts.items())], ["case", "part"])
-    counts = {part: list(parts.values()).count(part) for part in ("train", "test")}
-    console.print(f"{counts['train']} cases to train, {counts['test']} to test, in {out}", highlight=False)
+    write_table(out, *table_rows(places))
+    _report_split(places, out)
+
+
+def _report_split(places: Sequence[Place], out: Path) -> None:
+    """Patients of each stratum and part as a table, and the number of cases."""
+    from rich.table import Table
+
+    from autopet.splitting import count_patients
+
+    counts = count_patients(places)
+    present = {name for row in counts.values() for name in row}
+    parts = [part for part in ("train", "val", "test") if part in present]
+    columns = parts + sorted(present - set(parts), key=lambda name: int(name.removeprefix("fold")))
+    table = Table("lesions", "tracer", "centre", *columns, title="patients")
+    for stratum, row in counts.items():
+        table.add_row(stratum.lesions, stratum.tracer, stratum.centre, *(str(row.get(name, 0)) for name in columns))
+    totals = (str(sum(row.get(name, 0) for row in counts.values())) for name in columns)
+    table.add_section()
+    table.add_row("all", "", "", *totals)
+    console.print(table)
+    cases = [f"{sum(place.part == part for place in places)} {part}" for part in parts]
+    console.print(f"cases: {', '.join(cases)}, in {out}", highlight=False)
+
+
+class CohortFormat(StrEnum):
+    """Formats of a whole cohort."""
+
+    nifti = "nifti"
+    mha = "mha"
+    hdf5 = "hdf5"
+    nnunet = "nnunet"
+
+
+@app.command(epilog="Example: autopet convert nifti nnUNet_raw --to nnunet --split split.csv --id 221")
+def convert(
+    source: Annotated[Path, typer.Argument(help="Cohort folder, HDF5 cohort, or nnU-Net raw dataset folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; for hdf5 a file; for nnunet the nnUNet_raw folder.")],
+    to: Annotated[CohortFormat, typer.Option(help="Format to convert to.")],
+    split_csv: Annotated[
+        Path | None, typer.Option("--split", help="nnunet: part test goes to imagesTs, folds to splits_final.json.")
+    ] = None,
+    dataset_id: Annotated[int, typer.Option("--id", min=1, max=999, help="nnunet: number of the dataset.")] = 1,
+    name: Annotated[str, typer.Option(help="nnunet: name of the dataset.")] = "AutoPET",
+) -> None:
+    """Convert a cohort between NIfTI, mha, HDF5 and nnU-Net's raw layout, in any direction.
+
+    Exit status 3 when a case failed; the others are there.
+    """
+    from data_prep.formats import Options, convert_cohort
+
+    done = convert_cohort(source, out, to=to.value, options=Options(split_csv, dataset_id, name))
+    for row in done.failed:
+        console.print(f"failed: {row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
+    console.print(f"{done.converted} cases in {done.path}", highlight=False)
+    if done.failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command(epilog="Example: autopet to-dicom mask.nii.gz --reference study/PT --out seg.dcm --algorithm nnunet")

@@ -181,7 +181,7 @@ def _write_dataset(space: Workspace, cases: Sequence[Case]) -> None:
         "channel_names": dict(zip("01", CHANNELS, strict=True)),
         "labels": {"background": 0, "lesion": 1},
         "numTraining": len(cases),
-        "file_ending": ".nii.gz",
+        "file_ending": _suffix(cases),
         "overwrite_image_reader_writer": "SimpleITKIO",
         "dataset": {
             case.name: {"images": [str(case.ct.resolve()), str(case.suv.resolve())], "label": str(case.mask.resolve())}
@@ -189,6 +189,16 @@ def _write_dataset(space: Workspace, cases: Sequence[Case]) -> None:
         },
     }
     (space.raw / "dataset.json").write_text(json.dumps(description, indent=2))
+
+
+def _suffix(cases: Sequence[Case]) -> str:
+    """The suffix of the images; nnU-Net copies labels under one name."""
+    suffixes = sorted({case.suffix for case in cases})
+    if len(suffixes) > 1:
+        raise AutopetError(
+            f"the cohort has {' and '.join(suffixes)} images, nnU-Net takes one format; use `autopet convert`"
+        )
+    return suffixes[0]
 
 
 def _plan_and_preprocess(space: Workspace, settings: Settings, workers: int) -> None:
