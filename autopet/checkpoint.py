@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from autopet import __version__
 from autopet.errors import AutopetError
-from autopet.folders import whole_folder
+from autopet.folders import remove_leftovers, whole_folder
 
 CONFIG = "config.json"
 SUMS = "SHA256SUMS"
@@ -55,6 +55,7 @@ def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Pa
     """
     folder = Path(folder).resolve()
     refuse_other_content(folder)
+    remove_leftovers(folder.parent, folder.name)
     with whole_folder(folder) as partial:
         config = {"bundle_version": __version__, **fill(partial)}
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

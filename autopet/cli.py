@@ -13,6 +13,7 @@ from autopet.commands import data, methods, results
 from autopet.errors import AutopetError, one_line
 from autopet.progress import console
 
+INTERRUPTED = 130  # exit status
 app = typer.Typer(
     name="autopet",
     help="PET/CT lesion segmentation, from DICOM to leaderboard; `autopet demo` runs every stage.",
@@ -44,9 +45,10 @@ def main() -> None:
             raise
         console.print(f"error: {one_line(error)}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on", style="red")
-        sys.exit(130)
+    except SystemExit as stop:  # Typer makes this of Ctrl-C, and of everything else that ends a command
+        if stop.code == INTERRUPTED:
+            console.print("interrupted; run the same command again to go on", style="red")
+        raise
 
 
 if __name__ == "__main__":

@@ -53,18 +53,21 @@ class Case:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file with a header."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def write_table(path: Path, rows: Sequence[dict], columns: Sequence[str]) -> None:
     """Write rows as CSV; the file appears whole or not at all."""
     partial = path.with_name(f".part-{path.name}")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    try:  # a file's name that is not UTF-8 is written with \\udc.. for its bytes
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_cohort(folder: Path) -> list[Case]:

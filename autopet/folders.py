@@ -1,23 +1,31 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and folders that one run writes to at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from autopet.errors import AutopetError, one_line
+
+LOCK = ".autopet-lock"
+LEFTOVER = re.compile(r"\.(?:part|old)-(?P<name>.+)-[0-9a-f]{8}")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder to write to; it takes the place of `folder` at the end, or vanishes after an error.
 
-    Until the new folder is in place the old one is kept, and put back if that fails.
+    Until the new folder is in place the old one is kept, and put back if that fails. The hidden folder's name is
+    another one every time, so that two processes that write the same folder do not write into each other's files.
     """
-    part, old = part_of(folder), folder.with_name(f".old-{folder.name}")
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    token = uuid.uuid4().hex[:8]
+    part, old = folder.with_name(f".part-{folder.name}-{token}"), folder.with_name(f".old-{folder.name}-{token}")
     part.mkdir(parents=True)
     try:
         yield part
@@ -31,6 +39,44 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def part_of(folder: Path) -> Path:
-    """Where `whole_folder` writes until all is there."""
-    return folder.with_name(f".part-{folder.name}")
+def remove_leftovers(parent: Path, *names: str) -> None:
+    """Remove what killed calls of `whole_folder` left below a folder: of the names given, or of all."""
+    for path in sorted(parent.glob(".*")):
+        match = LEFTOVER.fullmatch(path.name)
+        if match and path.is_dir() and (not names or match["name"] in names):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it against other runs until the end; the lock vanishes with the process.
+
+    Raises
+    ------
+    AutopetError
+        The folder cannot be written to, or another run is writing there.
+    """
+    lock, made = folder / LOCK, not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):  # its holder has just removed it
+                    raise BlockingIOError
+            except (BlockingIOError, FileNotFoundError) as error:
+                raise AutopetError(
+                    f"another run is writing to {folder}; wait for it, or give another folder"
+                ) from error
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+                if made and not any(folder.iterdir()):
+                    folder.rmdir()
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) not in (folder, lock, *folder.parents):
+            raise
+        raise AutopetError(
+            f"{folder}: cannot be written to (no permission, or a file of that name?): {one_line(error)}"
+        ) from error

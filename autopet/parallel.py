@@ -6,10 +6,15 @@ done with the jobs is the same code. A process that dies (out of memory, a crash
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autopet import __version__
@@ -22,7 +27,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MEMORY_PER_WORKER_GB = 4.0  # what a full-size study may take
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 CONNECT_S = 20
+RETRY_S = 0.2
 JOBS_PER_PROCESS = 2  # sent ahead, so that no process waits for the next one
 SECOND_CHANCES = 1  # for a job whose process died: it may have been another's fault
 SETTINGS = {
@@ -40,6 +47,8 @@ class LostProcessError(AutopetError):
 def default_workers() -> int:
     """As many processes as there are cores, and as memory allows at 4 GB each."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if CGROUP_MEMORY.is_file() and (limit := CGROUP_MEMORY.read_text().strip()).isdigit():  # of a container or a job
+        memory_gb = min(memory_gb, int(limit) / 1e9)
     return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb / MEMORY_PER_WORKER_GB)))
 
 
@@ -113,25 +122,45 @@ def _client(workers: int, scheduler: str) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters becomes an error here
     with dask.config.set(SETTINGS):
         if scheduler:
-            try:
-                client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-            except (OSError, ValueError) as error:
-                raise AutopetError(
-                    f"no Dask scheduler answers at {scheduler}; start one with `dask scheduler` ({one_line(error)})"
-                ) from error
-            with client:
+            _check_address(scheduler)
+            with Client(scheduler, timeout=CONNECT_S, set_as_default=False) as client:
                 _check_workers(client, scheduler)
                 yield client
             return
         with (
             LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=0
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address="127.0.0.1:0",  # any free port: several runs may work side by side
+                silence_logs=logging.CRITICAL,
+                memory_limit=0,
+                preload=["autopet.interrupts"],
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
+
+
+def _check_address(scheduler: str) -> None:
+    """An error when nothing answers at an address: asked here, because Dask takes its time and prints tracebacks."""
+    match = re.fullmatch(r"(?:tcp|tls)://(\[[0-9a-fA-F:]+\]|[^:/]+):(\d{1,5})", scheduler)
+    if match is None:
+        raise AutopetError(f"--scheduler is {scheduler!r}, expected an address like tcp://host:8786")
+    until = time.monotonic() + CONNECT_S  # it may be starting
+    while True:
+        try:
+            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_S).close()
+            return
+        except (OSError, OverflowError) as error:
+            if isinstance(error, ConnectionRefusedError) and time.monotonic() < until:
+                time.sleep(RETRY_S)
+                continue
+            raise AutopetError(
+                f"no Dask scheduler answers at {scheduler}; start one with `dask scheduler` ({one_line(error)})"
+            ) from error
 
 
 def _check_workers(client: Client, scheduler: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autopet.errors import AutopetError
-from autopet.folders import whole_folder
+from autopet.folders import remove_leftovers, sole_writer, whole_folder
 from autopet.images import is_image, read_image
 from autopet.progress import track
 from autopet.volume import Volume, resample
@@ -17,7 +17,7 @@ from data_prep.records import (
     MIP,
     measures,
     reason_of,
-    remove_leftovers,
+    refuse_strangers,
     row_of,
     safe_name,
     write_audit,
@@ -49,15 +49,15 @@ def collect(source: Path, out: Path, *, pet: str, ct: str, mask: str | None) -> 
     """
     source, out = Path(source), Path(out)
     folders = _patient_folders(source, out)
-    remove_leftovers(out)
-    names = _case_names(folders)
-    patients = zip(names, folders, strict=True)
-    rows = [
-        _attempt(case, folder, out, pet=pet, ct=ct, mask=mask)
-        for case, folder in track(patients, "collecting", total=len(folders))
-    ]
-    ordered = write_rows(out, rows)
-    write_report(out, ordered)
+    with sole_writer(out):
+        remove_leftovers(out)
+        patients = zip(_case_names(folders), folders, strict=True)
+        rows = [
+            _attempt(case, folder, out, pet=pet, ct=ct, mask=mask)
+            for case, folder in track(patients, "collecting", total=len(folders))
+        ]
+        ordered = write_rows(out, rows)
+        write_report(out, ordered)
     return ordered
 
 
@@ -92,6 +92,7 @@ def _attempt(case: str, folder: Path, out: Path, *, pet: str, ct: str, mask: str
         missing = [f"no {role} image {pattern}" for role, pattern in (("PET", pet), ("CT", ct)) if found[role] is None]
         if missing:
             return {**person, "status": "skipped", "reason": f"{' and '.join(missing)} in {folder}"}
+        refuse_strangers(out / case, source=folder)
         return _collect_patient(person, out / case, found, wants_mask=mask is not None)
     except Exception as error:
         return {**person, "status": "failed", "reason": reason_of(error)}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autopet.cohort import TABLE, read_table
 from autopet.errors import AutopetError
-from autopet.folders import part_of
+from autopet.folders import remove_leftovers, sole_writer
 from autopet.parallel import LostProcessError, run_jobs
 from autopet.progress import console, track
 from data_prep.finding import find_studies, looks_like_dicom
 from data_prep.inventory import Found, StudyFiles
 from data_prep.metadata import fill_from_metadata
-from data_prep.records import reason_of, remove_leftovers, row_of, safe_name, write_rows
+from data_prep.records import AUDIT, COLUMNS, read_audit, reason_of, row_of, safe_name, write_rows
 from data_prep.report import write_report
 from data_prep.scanning import read_study
 from data_prep.series import MissingSeriesError, Study, choose, unknown_series
 from data_prep.study import Conversion, Settings, convert_study, earlier_row, study_row
+
+APPEARS_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,27 +76,35 @@ def prepare(
     -------
     list of dict
         The rows of prep.csv, one per study, sorted by case: `converted`, `skipped` (no CT or no PET) or `failed`.
+        Whole cases that earlier calls made from other sources stay in the cohort.
 
     Raises
     ------
     AutopetError
-        There is no DICOM below `source`, or no study has a named series. What is wrong with a study is in its row.
+        There is no DICOM below `source`, no study has a named series, or `out` cannot be written to or is being
+        written to by another run. What is wrong with a study is in its row.
     """
-    source, out = Path(source).resolve(), Path(out).resolve()
+    source, out, settings = Path(source).resolve(), Path(out).resolve(), settings or Settings()
     if workers < 1:
         raise AutopetError(f"workers must be at least 1, found {workers}")
-    found = find_studies(source)
-    _warn_of(found, series_uids)
-    remove_leftovers(out)
-    jobs = _plan(found, out, settings or Settings(), series_uids=tuple(series_uids), resume=resume)
-    outcomes = list(track(_run(jobs, workers, scheduler), "studies", total=len(jobs)))
-    kept = sum(outcome.kept for outcome in outcomes)
-    if kept:
-        console.print(f"{kept} converted before with these settings and kept", highlight=False)
-    rows = [outcome.row for outcome in outcomes] + _orphan_rows(found.orphans, source)
-    fill_from_metadata(rows, source)
-    ordered = write_rows(out, rows)
-    write_report(out, ordered)
+    if source == out:
+        raise AutopetError(f"{source}: source and cohort are the same folder; choose another one for the cohort")
+    with sole_writer(out):
+        found = find_studies(source, leave_out=out)
+        _warn_of(found, series_uids)
+        remove_leftovers(out)
+        orphans = _orphans(found.orphans)
+        cases = case_names(found.studies, [str(folder.relative_to(source)) for folder in orphans])
+        studies = zip(cases, found.studies, strict=False)
+        jobs = [Job(case, files, out, settings, tuple(series_uids), resume) for case, files in studies]
+        outcomes = list(track(_run(jobs, workers, scheduler), "studies", total=len(jobs)))
+        kept = sum(outcome.kept for outcome in outcomes)
+        if kept:
+            console.print(f"{kept} converted before with these settings and kept", highlight=False)
+        rows = [outcome.row for outcome in outcomes] + _orphan_rows(cases[len(jobs) :], orphans)
+        fill_from_metadata(rows, source)
+        ordered = write_rows(out, rows + _rows_of_other_sources(out, cases))
+        write_report(out, ordered)
     return ordered
 
 
@@ -109,37 +120,57 @@ def _warn_of(found: Found, series_uids: Sequence[str]) -> None:
 # --- which studies ---------------------------------------------------------------------------------------------------
 
 
-def _plan(found: Found, out: Path, settings: Settings, *, series_uids: tuple[str, ...], resume: bool) -> list[Job]:
-    return [
-        Job(case, files, out, settings, series_uids, resume)
-        for case, files in zip(case_names(found.studies), found.studies, strict=True)
-    ]
-
-
-def _orphan_rows(orphans: Sequence[Path], source: Path) -> list[dict]:
-    """A failed row for every folder with damaged DICOM files that belong to no study that was found."""
+def _orphans(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """Damaged DICOM files that belong to no study that was found, by folder."""
     folders: dict[Path, list[Path]] = {}
-    for path in filter(looks_like_dicom, orphans):
+    for path in filter(looks_like_dicom, paths):
         folders.setdefault(path.parent, []).append(path)
+    return dict(sorted(folders.items()))
+
+
+def _orphan_rows(cases: Sequence[str], orphans: dict[Path, list[Path]]) -> list[dict]:
     rows = []
-    for folder, paths in sorted(folders.items()):
-        case = safe_name(f"unreadable_{folder.relative_to(source)}")
+    for case, paths in zip(cases, orphans.values(), strict=True):
         reason = f"{len(paths)} files are not readable as DICOM (first: {paths[0]}); copy or download them anew"
         rows.append(row_of(case, status="failed", reason=reason))
     return rows
 
 
-def case_names(studies: Sequence[StudyFiles]) -> list[str]:
-    """`<PatientID>_<StudyDate>_<end of StudyInstanceUID>`, safe as a file name; equal ones get a number."""
-    names: list[str] = []
+def _rows_of_other_sources(out: Path, cases: Sequence[str]) -> list[dict]:
+    """Rows of whole case folders that earlier runs made from other sources: they stay in the cohort, with a message."""
+    table = out / TABLE
+    listed = {row["case"]: row for row in read_table(table)} if table.is_file() else {}
+    rows = []
+    for folder in sorted(path.parent for path in out.glob(f"[!.]*/{AUDIT}")):
+        audit = read_audit(folder) if folder.name not in cases else None
+        if audit and audit["row"].get("case") == folder.name:
+            known = listed.get(folder.name, audit["row"])
+            rows.append({**row_of(folder.name), **{key: known.get(key) or "" for key in COLUMNS}})
+    if rows:
+        text = f"{len(rows)} cases of other sources stay in {table}; delete their folders to drop them"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return rows
+
+
+def case_names(studies: Sequence[StudyFiles], orphans: Sequence[str] = ()) -> list[str]:
+    """Names of studies, then of folders with damaged files only; safe as file names, equal ones get a number.
+
+    Those of studies are `<PatientID>_<StudyDate>_<end of StudyInstanceUID>`.
+    """
+    parts = ((study.patient_id or "unknown", study.date or "undated", study.uid[-5:]) for study in studies)
+    named = [safe_name("_".join(part)) for part in parts]
+    return _numbered([*named, *(safe_name(f"unreadable_{name}") for name in orphans)])
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Names of which none equals another, whatever the case of their letters."""
+    unique: list[str] = []
     taken: Counter[str] = Counter()
-    for study in studies:
-        parts = (study.patient_id or "unknown", study.date or "undated", study.uid[-5:])
-        name = safe_name("_".join(parts))
+    for name in names:
         taken[name.casefold()] += 1
         count = taken[name.casefold()]
-        names.append(name if count == 1 else f"{name}_{count}")
-    return names
+        unique.append(name if count == 1 else f"{name}_{count}")
+    return unique
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -148,10 +179,23 @@ def case_names(studies: Sequence[StudyFiles]) -> list[str]:
 def _run(jobs: Sequence[Job], workers: int, scheduler: str) -> Iterator[Outcome]:
     for job, result in run_jobs(_attempt, jobs, workers=max(1, min(workers, len(jobs))), scheduler=scheduler):
         if isinstance(result, LostProcessError):
-            shutil.rmtree(part_of(job.out / job.case), ignore_errors=True)
+            remove_leftovers(job.out, job.case)
             yield Outcome(study_row(job.case, _unread(job.files), status="failed", reason=reason_of(result)))
+        elif result.row["status"] == "converted" and not _appears(job.out / job.case / AUDIT):
+            reason = f"the worker wrote {job.out / job.case} where this machine does not see it; use a shared folder"
+            yield Outcome(study_row(job.case, _unread(job.files), status="failed", reason=reason))
         else:
             yield result
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another machine wrote can be seen; network file systems take their time."""
+    until = time.monotonic() + APPEARS_WITHIN_S
+    while not path.is_file():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _attempt(job: Job) -> Outcome:
@@ -160,6 +204,7 @@ def _attempt(job: Job) -> Outcome:
     try:
         study = read_study(job.files)
         chosen = choose(study, series_uids=job.series_uids)
+        _refuse_damaged(study)
         conversion = Conversion(job.case, study, chosen, job.out, job.settings)
         earlier = earlier_row(conversion) if job.resume else None
         return Outcome(earlier, kept=True) if earlier else Outcome(convert_study(conversion))
@@ -167,7 +212,20 @@ def _attempt(job: Job) -> Outcome:
         absent = isinstance(error, MissingSeriesError) and not study.unreadable
         uids = {"ct_series_uid": chosen.ct.uid, "pet_series_uid": chosen.pet.uid} if chosen else {}
         status = "skipped" if absent else "failed"
-        return Outcome(study_row(job.case, study, status=status, reason=reason_of(error), **uids))
+        reason = reason_of(error)
+        if (job.out / job.case / AUDIT).is_file():
+            reason += f" (the images of an earlier conversion are still in {job.case})"
+        return Outcome(study_row(job.case, study, status=status, reason=reason, **uids))
+
+
+def _refuse_damaged(study: Study) -> None:
+    """An error when a file of the study that was meant as DICOM cannot be read: it may be a slice, or the lesions."""
+    damaged = [path for path in study.unreadable if looks_like_dicom(path)]
+    if damaged:
+        raise AutopetError(
+            f"{len(damaged)} files in the study's folder are not readable as DICOM (first: {damaged[0]}): a slice or "
+            "the segmentation may be missing; copy or download them anew, or take them away"
+        )
 
 
 def _unread(files: StudyFiles) -> Study:

@@ -10,26 +10,32 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
 from autopet.errors import AutopetError
+from autopet.progress import track
 from data_prep.attributes import values
 from data_prep.inventory import ROLES, Found, StudyFiles
+from data_prep.walking import walk
 
 IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")  # one value each, C.12.1, C.7
 LAST_TAG = Tag("SeriesInstanceUID")  # of those that are read here; what comes later is left in the file
 TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in (*IDENTITY, "StudyDate", "PatientID")]
+READERS, BATCH = 8, 2048  # threads, and files that they are given at a time
 PREAMBLE, MAGIC = 128, b"DICM"  # PS3.10 7.1
 DICOM_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
 COMPANION_NAMES = ("dicomdir", "thumbs.db", "license", "readme")  # files that lie beside DICOM, in lower case
 COMPANION_SUFFIXES = (
     ".csv", ".tsv", ".txt", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log", ".pdf", ".png", ".jpg", ".jpeg",
-    ".xls", ".xlsx", ".docx", ".nii", ".gz", ".zip",
+    ".xls", ".xlsx", ".docx", ".nii", ".gz", ".zip", ".mha", ".mhd", ".nrrd", ".h5",
 )  # fmt: skip
 
 
@@ -61,8 +67,10 @@ class _Gathered:
         return common.parent if len(parents) == 1 and not self.roles >= {"CT", "PET"} else common
 
 
-def find_studies(folder: Path) -> Found:
+def find_studies(folder: Path, *, leave_out: Path | None = None) -> Found:
     """The studies below a folder by StudyInstanceUID, at any depth; links to folders are followed.
+
+    A folder inside that is to be left out (the cohort that is being written) can be named.
 
     Raises
     ------
@@ -74,8 +82,7 @@ def find_studies(folder: Path) -> Found:
         raise AutopetError(f"{folder}: no such folder; give the folder that holds the DICOM studies")
     gathered: dict[str, _Gathered] = {}
     other = []
-    for path in _files(folder):
-        header = identity(path)
+    for path, header in track(_identified(_files(folder, leave_out)), "looking for DICOM"):
         if header is None:
             other.append(path)
         else:
@@ -100,14 +107,24 @@ def identity(path: Path) -> Dataset | None:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about values in files that are no DICOM
+            if _is_blank(file):
+                return None
             header = read_partial(file, stop_when=_is_behind, force=True, specific_tags=TAGS)
             return header if all(len(values(header, keyword)) == 1 for keyword in IDENTITY) else None
     except Exception:  # a damaged file raises what it likes: struct.error, BytesLengthException, ...
         return None
 
 
+def _is_blank(file: BinaryIO) -> bool:
+    """Whether zeros stand where the first element should, as after a crash; pydicom would read gigabytes of them."""
+    start = file.read(PREAMBLE + len(MAGIC) + 8)
+    file.seek(0)
+    first = start[-8:] if start[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC else start[:8]
+    return not any(first)
+
+
 def _is_behind(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag > LAST_TAG
+    return tag > LAST_TAG or tag.group == 0  # commands (PS3.7) are in no file: it is filled with zeros
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -125,20 +142,20 @@ def looks_like_dicom(path: Path) -> bool:
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _identified(paths: Iterator[Path]) -> Iterator[tuple[Path, Dataset | None]]:
+    """Paths with their identity, in order; several at a time, because a network's disk keeps each one waiting."""
+    with ThreadPoolExecutor(READERS) as pool:
+        while batch := list(islice(paths, BATCH)):
+            yield from zip(batch, pool.map(identity, batch), strict=True)
+
+
+def _files(folder: Path, leave_out: Path | None) -> Iterator[Path]:
     """Files below a folder, each folder once; links to the folder's own ancestors lead out of it and are not taken."""
-    visited = {os.fspath(path) for path in Path(os.path.realpath(folder)).parents}
     closed: list[Path] = []  # folders that may not be listed
-    for base, folders, names in os.walk(
-        folder, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
-    ):
-        real = os.path.realpath(base)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders.sort()
-        yield from (path for name in sorted(names) if not _is_special(path := Path(base, name)))
+    for base, folders, names in walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        if leave_out:
+            folders[:] = [name for name in folders if base / name != leave_out]
+        yield from (path for name in names if not _is_special(path := base / name))
     yield from closed
 
 

@@ -17,7 +17,6 @@ import contextlib
 import csv
 import datetime as dt
 import io
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 from autopet.cohort import SPLIT, TABLE
 from autopet.errors import one_line
 from autopet.progress import console
+from data_prep.walking import walk
 
 PERSON = ("tracer", "centre", "diagnosis")
 ALIASES = {  # column of a table, lower case, letters only -> ours
@@ -160,15 +160,15 @@ def _canonical(column: str, value: str) -> str:
 
 def _walk(source: Path, people: _People) -> Iterator[Path]:
     """The tables below a folder; notes the patients of folders that are named after a collection."""
-    for folder, children, files in os.walk(source):
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        collection = _canonical("collection", Path(folder).name)
+    for folder, children, files in walk(source, links=False):
+        children[:] = [child for child in children if not child.startswith(".")]
+        collection = _canonical("collection", folder.name)
         if collection in COLLECTIONS:
             for child in children:
-                people.add({"patient_id": child, "collection": collection}, f"folder {Path(folder).name}")
-        for name in sorted(files):
+                people.add({"patient_id": child, "collection": collection}, f"folder {folder.name}")
+        for name in files:
             if name.lower().endswith(".csv") and not name.startswith(".") and name not in OURS:
-                yield Path(folder, name)
+                yield folder / name
 
 
 def _read_entries(path: Path) -> list[dict[str, str]]:

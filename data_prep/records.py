@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,11 +80,12 @@ def reason_of(error: BaseException) -> str:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove what a killed run left half-written."""
-    for pattern in (".part-*", ".old-*"):
-        for path in sorted(out.glob(pattern)):
-            shutil.rmtree(path, ignore_errors=True)
+def refuse_strangers(folder: Path, *, source: Path) -> None:
+    """An error when a case's folder holds other files, or is or holds the source: it would be replaced."""
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise AutopetError(f"{folder} is the source itself, or holds it; choose another folder for the cohort")
+    if folder.exists() and not (folder / AUDIT).is_file():
+        raise AutopetError(f"{folder} is there and is no case of a cohort; move it away, or choose another folder")
 
 
 def write_images(folder: Path, images: dict[str, Volume], *, suffix: str = ".nii.gz") -> list[str]:
@@ -109,5 +109,16 @@ def write_audit(
         }
         for name, volume in images.items()
     }
-    audit = {**sections, "geometry": geometry, "files": list(files), "row": row}
-    (folder / AUDIT).write_text(json.dumps(audit, indent=2) + "\n")
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    audit = {**sections, "geometry": geometry, "files": list(files), "file_bytes": sizes, "row": row}
+    (folder / AUDIT).write_text(json.dumps(audit, indent=2) + "\n", encoding="utf-8")
+
+
+def read_audit(folder: Path) -> dict | None:
+    """The audit of a case whose files are all there in the size they were written in; None otherwise."""
+    try:
+        audit = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in audit["file_bytes"].items())
+        return audit if whole and isinstance(audit["row"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

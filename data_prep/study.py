@@ -19,13 +19,13 @@ from data_prep.attributes import values
 from data_prep.loading import LoadedSeries, load_series
 from data_prep.metadata import TRACERS
 from data_prep.plausibility import plausibility_warnings
-from data_prep.records import AUDIT, FORMATS, MIP, measures, row_of, write_audit, write_images
+from data_prep.records import FORMATS, MIP, measures, read_audit, refuse_strangers, row_of, write_audit, write_images
 from data_prep.segmentation import Segmentation, load_segmentation
 from data_prep.series import Choice, Series, Study
 from data_prep.suv import KINDS, MODES, SuvFactor, suv_factor
 from data_prep.thumbnails import coronal_mip
 
-FORMAT = 3  # raise it when the same files and settings give other results
+FORMAT = 4  # raise it when the same files and settings give other results
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,16 @@ def study_row(case: str, study: Study, **filled: object) -> dict:
 
 def earlier_row(conversion: Conversion) -> dict | None:
     """The row of an earlier run with the same files and settings, if its folder is whole."""
-    try:
-        audit = json.loads((conversion.folder / AUDIT).read_text())
-        same = audit["settings"] == conversion.audited_settings and audit["source"] == conversion.source
-        whole = all((conversion.folder / name).is_file() for name in audit["files"])
-        return {**row_of(conversion.case), **audit["row"]} if same and whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    audit = read_audit(conversion.folder)
+    if not audit or audit.get("settings") != conversion.audited_settings or audit.get("source") != conversion.source:
         return None
+    return {**row_of(conversion.case), **audit["row"]}
 
 
 def convert_study(conversion: Conversion) -> dict:
     """Write the folder of one study, whole or not at all; returns its row."""
     choice, settings = conversion.choice, conversion.settings
+    refuse_strangers(conversion.folder, source=choice.pet.paths[0])
     pet = load_series(choice.pet)
     factors = _factors(pet.headers, settings)
     factor = factors[settings.suv_mode]

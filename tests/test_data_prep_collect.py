@@ -112,3 +112,17 @@ def test_real_sarcoma_patients(real_data, tmp_path):
     assert case.lesion_voxels == int((original > 0).sum()) > 0
     assert read_image(case.ct).same_grid(read_image(case.suv))
     assert not any(row["warnings"] for row in rows)
+
+
+def test_neither_the_source_nor_other_folders_are_replaced(tmp_path):
+    """The cohort goes to the folder that holds the source, where a patient of the source's own name would replace it."""
+    for name in ("sts", "P1", "P2"):
+        write_patient(tmp_path / "sts" / name)
+    (tmp_path / "P1").mkdir()
+    (tmp_path / "P1" / "precious.txt").write_text("x")
+    rows = {row["case"]: row for row in collect(tmp_path / "sts", tmp_path, **NAMES)}
+    assert {case: row["status"] for case, row in rows.items()} == {"P1": "failed", "P2": "converted", "sts": "failed"}
+    assert "is the source itself, or holds it" in rows["sts"]["reason"]
+    assert "is no case of a cohort" in rows["P1"]["reason"]
+    assert (tmp_path / "P1" / "precious.txt").is_file()
+    assert (tmp_path / "sts" / "P1").is_dir()
