@@ -472,7 +472,7 @@ def test_a_run_that_is_stopped_is_continued_by_the_next(tmp_path, workers, stop,
     assert code == status
     assert "Traceback" not in said
     assert ("run the same command again to go on" in said) == (stop is signal.SIGINT)
-    visible = [path for path in out.iterdir() if not path.name.startswith(".")]
+    visible = [path for path in out.glob("*") if not path.name.startswith(".")]
     assert all((path / "audit.json").is_file() for path in visible)
     assert len(visible) < 3
     rows = prepare(source, out)

@@ -115,7 +115,7 @@ def test_real_sarcoma_patients(real_data, tmp_path):
 
 
 def test_neither_the_source_nor_other_folders_are_replaced(tmp_path):
-    """The cohort goes to the folder that holds the source, where a patient of the source's own name would replace it."""
+    """The cohort goes to the folder that holds the source; a patient of the source's name would replace it."""
     for name in ("sts", "P1", "P2"):
         write_patient(tmp_path / "sts" / name)
     (tmp_path / "P1").mkdir()
