@@ -14,6 +14,7 @@ import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.valuerep import format_number_as_ds
 
 from autopet import __version__
@@ -26,6 +27,7 @@ from data_prep.series import Series, scan
 
 MANUFACTURER = "autopet-bundle"
 DEVICE_SERIAL_NUMBER = "none"  # software has none, but the attribute must have a value (C.7.5.2)
+DEFAULT_FAMILY = "Artificial Intelligence"
 LONGEST_TEXT = 64  # characters of a Long String (PS3.5 6.2)
 SEXES = ("M", "F", "O")
 MAY_BE_EMPTY = (  # attributes that a Segmentation must have, if only without a value (C.7.1, C.7.2)
@@ -37,6 +39,7 @@ MAY_BE_EMPTY = (  # attributes that a Segmentation must have, if only without a 
 def write_dicom_seg(
     mask: Volume, reference: Path | Sequence[Path], out: Path, *, algorithm: str = "", version: str = "",
     label: str = "Lesion", description: str = "Lesions in PET/CT", creator: str = "", series_number: int = 1000,
+    algorithm_family: str = DEFAULT_FAMILY,
 ) -> Path:  # fmt: skip
     """Write a mask as one binary multi-frame Segmentation with one segment, found by an algorithm.
 
@@ -53,11 +56,14 @@ def write_dicom_seg(
     out : Path
         File to write, `.dcm`.
     algorithm, version : str
-        SegmentationAlgorithmIdentificationSequence; those of this software when empty.
+        SegmentationAlgorithmIdentificationSequence, which must have them; `autopet-bundle` and its version when empty.
     label, description, creator : str
         SegmentLabel, ContentDescription, ContentCreatorName.
     series_number : int
         SeriesNumber (0020,0011) of the new series.
+    algorithm_family : str
+        AlgorithmFamilyCodeSequence: a meaning of PS3.16 CID 7162, whatever its case. The group has no code for a
+        threshold on SUVs; `Histogram Analysis` comes nearest.
 
     Returns
     -------
@@ -67,13 +73,14 @@ def write_dicom_seg(
     Raises
     ------
     AutopetError
-        There is no PET series or more than one, its slices lack what a Segmentation must refer to, or a text is too
-        long.
+        There is no PET series or more than one, its slices lack what a Segmentation must refer to, a text is too
+        long, or the family is not one of CID 7162.
     """
     texts = _Texts(algorithm or MANUFACTURER, version or __version__, label, description, creator)
+    family = _family(algorithm_family)
     pet = read_reference(reference)
     lesion = on_pet_grid(mask, pet.volume)
-    data = _segmentation(pet, lesion, texts, series_number)
+    data = _segmentation(pet, lesion, _segment(texts, family), texts, series_number)
     _save(data, Path(out))
     count = int(lesion.array.sum())
     volume_ml = count * lesion.voxel_volume_ml
@@ -124,6 +131,11 @@ def _series_of(paths: Sequence[Path]) -> Iterable[Series]:
 def on_pet_grid(mask: Volume, pet: Volume) -> Volume:
     """The mask as uint8 0 and 1 on the PET grid; what had to be changed for it is said in warnings."""
     lesion = mask.with_array((mask.array > 0).astype(np.uint8))
+    if not (mask.array == np.rint(mask.array)).all():
+        raise AutopetError(
+            f"the mask has values like {float(mask.array.max()):g}, expected 0 and 1: is it a PET or a probability map? "
+            "Give the lesion mask"
+        )
     if not (mask.array == lesion.array).all():
         found = ", ".join(f"{value:g}" for value in np.unique(mask.array)[:5])
         _say(f"the mask has values other than 0 and 1 ({found} ...): every value above 0 is taken as lesion")
@@ -177,13 +189,15 @@ class _Texts:
                 raise AutopetError(f"{name} is {text!r}, expected 1 to {LONGEST_TEXT} characters without a backslash")
 
 
-def _segmentation(pet: LoadedSeries, lesion: Volume, texts: _Texts, series_number: int) -> hd.seg.Segmentation:
+def _segmentation(
+    pet: LoadedSeries, lesion: Volume, segment: hd.seg.SegmentDescription, texts: _Texts, series_number: int
+) -> hd.seg.Segmentation:
     """The whole object; highdicom writes the references to the PET slices, frame by frame."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*unlikely to represent the intended person name.*")
             data = hd.seg.Segmentation(
-                _sources(pet), lesion.array, hd.seg.SegmentationTypeValues.BINARY, [_segment(texts)],
+                _sources(pet), lesion.array, hd.seg.SegmentationTypeValues.BINARY, [segment],
                 series_instance_uid=hd.UID(), series_number=series_number, sop_instance_uid=hd.UID(),
                 instance_number=1, manufacturer=MANUFACTURER, manufacturer_model_name=texts.algorithm,
                 software_versions=texts.version, device_serial_number=DEVICE_SERIAL_NUMBER,
@@ -197,9 +211,19 @@ def _segmentation(pet: LoadedSeries, lesion: Volume, texts: _Texts, series_numbe
     return data
 
 
-def _segment(texts: _Texts) -> hd.seg.SegmentDescription:
+def _family(meaning: str) -> Code:
+    """A code of CID 7162 by its meaning."""
+    families = {code.meaning.casefold(): code for code in codes.cid7162.concepts.values()}
+    if meaning.strip().casefold() not in families:
+        listed = ", ".join(sorted(code.meaning for code in families.values()))
+        raise AutopetError(
+            f"algorithm family {meaning!r} is not one of DICOM's (PS3.16 CID 7162); use one of: {listed}"
+        )
+    return families[meaning.strip().casefold()]
+
+
+def _segment(texts: _Texts, family: Code) -> hd.seg.SegmentDescription:
     """The one segment (C.8.20.2): categories of CID 7150 and 7151, algorithm family of CID 7162."""
-    family = codes.DCM.ArtificialIntelligence
     uid = hd.UID()
     return hd.seg.SegmentDescription(
         1, texts.label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+SAME_POINT_MM = 0.01
+NEARLY_ALL = 0.98  # of the area of a polygon: one inside of it that is larger than this is its copy, not its hole
 ON_PATH = 1e-3  # pixels a centre may lie off the path and still be on it; coordinates are rounded text
 
 
@@ -75,3 +77,60 @@ def _crossings(start: np.ndarray, end: np.ndarray, rows: int, *, closed: bool) -
     rise = (end - start)[side]
     slope = np.divide(rise[:, 0], rise[:, 1], out=np.zeros(len(side)), where=rise[:, 1] != 0)
     return start[side, 0] + (y - start[side, 1]) * slope, y
+
+
+def same_path(points_mm: np.ndarray) -> bytes:
+    """What a closed path has in common with its copies: corners to a hundredth of a millimetre, in a fixed order.
+
+    `points_mm` is (points, 3); it does not matter which corner comes first, which way round they go, or whether the
+    first is repeated as the last.
+    """
+    corners = np.rint(np.asarray(points_mm, dtype=np.float64) / SAME_POINT_MM).astype(np.int64)
+    corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)] if len(corners) else corners
+    if not len(corners):
+        return np.rint(np.asarray(points_mm)[:1] / SAME_POINT_MM).astype(np.int64).tobytes()
+    orders = []
+    for path in (corners, corners[::-1]):
+        first = path[np.lexsort(path.T[::-1])[0]]
+        starts = np.flatnonzero((path == first).all(axis=1))  # more than one where a path touches itself
+        orders += [np.roll(path, -int(start), axis=0).tobytes() for start in starts]
+    return min(orders)
+
+
+def cancelled_pixels(polygons: Sequence[np.ndarray]) -> int:
+    """Pixels inside of polygons that the even-odd rule leaves out although no hole is meant.
+
+    A polygon that lies within another one is meant as its hole (or as an island in a hole). Two that cross, or are
+    nearly the same, are not: what they share is lost. Pairs are counted one by one.
+
+    Parameters
+    ----------
+    polygons : sequence of (points, 2) float arrays
+        As for `fill_even_odd`; those of one plane.
+    """
+    low = np.array([polygon.min(axis=0) for polygon in polygons])
+    high = np.array([polygon.max(axis=0) for polygon in polygons])
+    lost = 0
+    for one in range(len(polygons)):
+        for two in range(one + 1, len(polygons)):
+            if (low[one] <= high[two]).all() and (low[two] <= high[one]).all():
+                lost += _shared(polygons[one], polygons[two])
+    return lost
+
+
+def _shared(one: np.ndarray, two: np.ndarray) -> int:
+    """Pixels that two polygons lose to each other; 0 when one is the other's hole."""
+    small, large = sorted((one, two), key=_area)
+    corner = np.floor(small.min(axis=0)) - 1
+    columns, rows = (int(size) for size in np.ceil(small.max(axis=0)) + 2 - corner)
+    small, large = small - corner, large - corner
+    inner, outer = fill_even_odd([small], (rows, columns)), fill_even_odd([large], (rows, columns))
+    if not (inner & ~outer).any() and _area(small) <= NEARLY_ALL * _area(large):
+        return 0
+    return int((inner & outer & ~fill_even_odd([small, large], (rows, columns))).sum())
+
+
+def _area(polygon: np.ndarray) -> float:
+    """In square pixels, by the shoelace formula."""
+    x, y = np.asarray(polygon, dtype=np.float64).T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)

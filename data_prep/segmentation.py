@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -19,6 +17,7 @@ from autopet.errors import AutopetError
 from autopet.volume import Volume
 from data_prep.attributes import tag_name
 from data_prep.contours import read_structure_set
+from data_prep.mask_objects import Drawn, MaskObject
 from data_prep.segmentation_frames import read_seg
 from data_prep.series import Series
 
@@ -37,45 +36,6 @@ class Segmentation:
     frames_placed: int
     grid: tuple[str, ...]
     warnings: tuple[str, ...]
-
-
-class MaskObject(Protocol):
-    """One file with masks: a Segmentation or an RT Structure Set, as far as it could be read."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-
-    @property
-    def kind(self) -> str:
-        """SEG or RTSTRUCT."""
-
-    @property
-    def title(self) -> str:
-        """What it is called in messages."""
-
-    @property
-    def header(self) -> Dataset:
-        """Its attributes."""
-
-    @property
-    def labels(self) -> dict[int, str]:
-        """Segments or regions by number."""
-
-    @property
-    def belongs(self) -> bool:
-        """Whether it was drawn on the PET: refers to its series or, for a Segmentation, lies on its grid."""
-
-    @property
-    def problem(self) -> str:
-        """Why it cannot be used, empty when it can."""
-
-    @property
-    def frame_uids(self) -> tuple[str, ...]:
-        """Frames of reference it is drawn in."""
-
-    def draw(self, numbers: set[int], pet: Volume, warnings: list[str]) -> tuple[np.ndarray, int, str]:
-        """(z, y, x) bool mask of some segments on the PET grid, the frames used, and the grid they lay on."""
 
 
 READERS: dict[str, Callable[..., MaskObject]] = {"SEG": read_seg, "RTSTRUCT": read_structure_set}
@@ -111,7 +71,8 @@ def load_segmentation(
     ------
     AutopetError
         No object has a named segment (the message lists the labels there are), or a chosen object is broken;
-        a broken object that is not chosen is a warning.
+        a broken object that is not chosen is a warning. What is chosen is not empty, and nothing of it is left on the
+        PET grid; an object of which nothing is left beside others is a warning.
     """
     count = Counter(str(header.get("SOPInstanceUID", "")) for header in pet_headers)  # more than 1: a multi-frame PET
     slices = {uid: header for header in pet_headers if count[uid := str(header.get("SOPInstanceUID", ""))] == 1}
@@ -135,19 +96,26 @@ def _unite(
     chosen: Sequence[tuple[MaskObject, set[int]]], pet: Volume, frame_uid: str, warnings: list[str]
 ) -> Segmentation:
     mask = np.zeros(pet.shape, dtype=bool)
-    frames, labels, grids = 0, [], []
+    drawings: list[Drawn] = []
     for item, numbers in chosen:
         if frame_uid and item.frame_uids and frame_uid not in item.frame_uids:
             tag = tag_name("FrameOfReferenceUID")
             warnings.append(f"{item.title}: another {tag} than the PET, check where it lies")
-        placed, count, grid = item.draw(numbers, pet, warnings)
-        mask |= placed
-        frames += count
-        grids.append(grid)
-        labels += [item.labels[number] for number in sorted(numbers)]
-    uids = tuple(str(item.header.SOPInstanceUID) for item, _ in chosen)
-    volume = pet.with_array(mask.astype(np.uint8))
-    return Segmentation(volume, uids, tuple(dict.fromkeys(labels)), frames, tuple(grids), tuple(warnings))
+        drawn = item.draw(numbers, pet, warnings)
+        mask |= drawn.mask
+        drawings.append(replace(drawn, mask=mask))  # keeps no mask of its own alive
+    lost = [drawn.vanished for drawn in drawings if drawn.vanished]
+    if lost and not mask.any():  # a patient with a lesion must not become one without
+        raise AutopetError(lost[0])
+    labels = dict.fromkeys(item.labels[number] for item, numbers in chosen for number in sorted(numbers))
+    return Segmentation(
+        mask=pet.with_array(mask.astype(np.uint8)),
+        seg_uids=tuple(str(item.header.SOPInstanceUID) for item, _ in chosen),
+        segments=tuple(labels),
+        frames_placed=sum(drawn.count for drawn in drawings),
+        grid=tuple(drawn.grid for drawn in drawings),
+        warnings=(*warnings, *lost),
+    )
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError, one_line
 from autopet.volume import Volume, resample
-from data_prep.attributes import orientation, pixel_spacing, position, read_dicom, tag_name, values
+from data_prep.attributes import orientation, pixel_spacing, position, read_dicom, tag_name, values, whole_number
+from data_prep.mask_objects import Drawn, vanished
 
 IN_PLANE_TOLERANCE = 0.25  # voxels a frame may lie off the grid's rows and columns
 PLANE_TOLERANCE = 0.3  # slices a frame may lie off the grid's planes
 COSINE_TOLERANCE = 1e-3
 SPACING_TOLERANCE = 5e-3  # relative
+DRIFT_TOLERANCE = 0.5  # voxels that frames of another spacing may be off the grid at their far end
 HALF = 0.5  # of MaximumFractionalValue
 MAX_SLICES = 10000
 
@@ -29,7 +31,8 @@ MAX_SLICES = 10000
 class Frame:
     """Where one frame lies, and which segment it shows (0: a label map, with segment numbers as values).
 
-    `steps_mm` are the distances of the planes that the object claims: SpacingBetweenSlices, then SliceThickness.
+    `size` is (columns, rows). `between_mm` and `thickness_mm` are what the object claims of its planes:
+    SpacingBetweenSlices and SliceThickness, 0 where it does not.
     """
 
     index: int
@@ -37,7 +40,9 @@ class Frame:
     axes: np.ndarray
     spacing_mm: tuple[float, float]
     segment: int
-    steps_mm: tuple[float, ...] = ()
+    size: tuple[int, int]
+    between_mm: float = 0.0
+    thickness_mm: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class SegObject:
     frames: tuple[Frame, ...]
     belongs: bool  # lies on the PET grid or refers to the PET series
     problem: str  # why it cannot be used, empty when it can
+    doubt: str = ""  # why it may be meant for another series, empty when nothing says so
     kind = "SEG"
 
     @property
@@ -65,25 +71,33 @@ class SegObject:
         """Its FrameOfReferenceUID, if it has one."""
         return values(self.header, "FrameOfReferenceUID")
 
-    def draw(self, numbers: set[int], pet: Volume, warnings: list[str]) -> tuple[np.ndarray, int, str]:
-        """(z, y, x) bool mask of some segments on the PET grid, the frames used, and the grid they lay on."""
+    def draw(self, numbers: set[int], pet: Volume, warnings: list[str]) -> Drawn:
+        """The mask of some segments on the PET grid, with the number of frames used and the grid they lay on."""
         frames = [frame for frame in self.frames if frame.segment in numbers or frame.segment == 0]
+        if self.doubt:
+            warnings.append(f"{self.title}: {self.doubt}")
         if not frames:
             warnings.append(f"{self.title}: no frame shows the segments {sorted(numbers)}; its mask is empty")
-            return np.zeros(pet.shape, dtype=bool), 0, "no frames"
+            return Drawn(np.zeros(pet.shape, dtype=bool), 0, "no frames")
         pixels = _read_pixels(self)
         planes = [
             np.isin(pixels[frame.index], list(numbers)) if frame.segment == 0 else pixels[frame.index] > 0
             for frame in frames
         ]
         if all(_indices(frame, pet) is not None for frame in frames):
-            return _paste(self, frames, planes, pet, warnings), len(frames), "PET"
-        own = _own_grid(self, frames)
-        drawn = own.with_array(_paste(self, frames, planes, own, warnings).astype(np.uint8))
-        mask = resample(drawn, pet, nearest=True).array > 0
-        volumes = f"{drawn.array.sum() * own.voxel_volume_ml:.2f} ml became {mask.sum() * pet.voxel_volume_ml:.2f} ml"
-        warnings.append(f"{self.title}: lies on another grid than the PET, resampled by nearest neighbour ({volumes})")
-        return mask, len(frames), "own, resampled to PET"
+            mask, grid = _paste(self, frames, planes, pet, warnings), "PET"
+            before_ml = sum(int(plane.sum()) for plane in planes) * pet.voxel_volume_ml
+        else:
+            own = _own_grid(self, frames, warnings)
+            drawn = own.with_array(_paste(self, frames, planes, own, warnings).astype(np.uint8))
+            mask, grid = resample(drawn, pet, nearest=True).array > 0, "own, resampled to PET"
+            before_ml = float(drawn.array.sum(dtype=np.int64)) * own.voxel_volume_ml
+            volumes = f"{before_ml:.2f} ml became {mask.sum() * pet.voxel_volume_ml:.2f} ml"
+            warnings.append(
+                f"{self.title}: lies on another grid than the PET, resampled by nearest neighbour ({volumes})"
+            )
+        gone = before_ml > 0 and not mask.any()
+        return Drawn(mask, len(frames), grid, vanished(self.title, "its voxels", before_ml, pet) if gone else "")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -115,7 +129,19 @@ def read_seg(path: Path, *, pet: Volume, pet_uid: str, pet_headers: Mapping[str,
     except Exception as error:  # pydicom raises what it likes about damaged values
         problem = f"{path}: cannot be read, {type(error).__name__}: {one_line(error)}; export the segmentation anew"
     belongs = fits or pet_uid in referenced or (bool(problem) and not referenced)
-    return SegObject(path, header, labels, frames, belongs, problem)
+    doubt = _doubt(referenced, pet_uid) if fits else ""
+    return SegObject(path, header, labels, frames, belongs, problem, doubt)
+
+
+def _doubt(referenced: set[str], pet_uid: str) -> str:
+    """What is said of frames that fit the grid of the PET while the object refers to other series only."""
+    if pet_uid in referenced or not referenced - {""}:
+        return ""
+    listed = ", ".join(sorted(referenced - {""}))
+    return (
+        f"fits the grid of the PET {pet_uid}, but {tag_name('ReferencedSeriesSequence')} names only {listed}: it may "
+        "have been drawn on another image"
+    )
 
 
 def _labels(path: Path, header: Dataset) -> dict[int, str]:
@@ -126,20 +152,22 @@ def _labels(path: Path, header: Dataset) -> dict[int, str]:
     background = set()
     if header.get("SegmentationType") == "LABELMAP":
         background = {0, *(int(value) for value in values(header, "PixelPaddingValue"))}
+    numbers = [whole_number(item, "SegmentNumber") for item in items]
     return {
-        int(item.SegmentNumber): str(item.get("SegmentLabel") or f"segment {item.SegmentNumber}")
-        for item in items
-        if int(item.SegmentNumber) not in background
+        number: str(item.get("SegmentLabel") or f"segment {number}")
+        for number, item in zip(numbers, items, strict=True)
+        if number not in background
     }
 
 
 def _frames(path: Path, header: Dataset, pet_headers: Mapping[str, Dataset]) -> tuple[Frame, ...]:
     """Frames from the per-frame and the shared functional groups (C.7.6.16)."""
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
-    if len(groups) != int(header.get("NumberOfFrames", 1)):
+    count = whole_number(header, "NumberOfFrames", default=1)
+    if len(groups) != count:
         raise AutopetError(
             f"{path}: {tag_name('PerFrameFunctionalGroupsSequence')} has {len(groups)} items, "
-            f"{tag_name('NumberOfFrames')} is {header.get('NumberOfFrames', 1)}; export the segmentation anew"
+            f"{tag_name('NumberOfFrames')} is {count}; export the segmentation anew"
         )
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     return tuple(_frame(_Groups(path, header, group, shared, pet_headers), n) for n, group in enumerate(groups))
@@ -147,12 +175,16 @@ def _frames(path: Path, header: Dataset, pet_headers: Mapping[str, Dataset]) -> 
 
 def _frame(groups: _Groups, index: int) -> Frame:
     label_map = groups.header.get("SegmentationType") == "LABELMAP"
-    number = 0 if label_map else int(groups.macro("SegmentIdentificationSequence").ReferencedSegmentNumber)
+    shown = Dataset() if label_map else groups.macro("SegmentIdentificationSequence")
+    number = 0 if label_map else whole_number(shown, "ReferencedSegmentNumber")
     axes = orientation(groups.place("PlaneOrientationSequence", "ImageOrientationPatient"))
     measures = groups.place("PixelMeasuresSequence", "PixelSpacing")
-    steps = [float(measures.get(keyword) or 0) for keyword in ("SpacingBetweenSlices", "SliceThickness")]
+    between_mm, thickness_mm = (
+        float(measures.get(keyword) or 0) for keyword in ("SpacingBetweenSlices", "SliceThickness")
+    )
     place = position(groups.place("PlanePositionSequence", "ImagePositionPatient"))
-    return Frame(index, place, axes, pixel_spacing(measures), number, tuple(step for step in steps if step > 0))
+    size = int(groups.header.get("Columns") or 0), int(groups.header.get("Rows") or 0)
+    return Frame(index, place, axes, pixel_spacing(measures), number, size, between_mm, thickness_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +241,8 @@ def _read_pixels(item: SegObject) -> np.ndarray:
     kind = item.header.get("SegmentationType")
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise AutopetError(
-            f"{item.path}: {tag_name('SegmentationType')} is {kind}, expected BINARY, FRACTIONAL or LABELMAP"
+            f"{item.path}: {tag_name('SegmentationType')} is {kind or 'missing'}, expected BINARY, FRACTIONAL or "
+            "LABELMAP"
         )
     try:
         data = read_dicom(item.path)
@@ -230,7 +263,8 @@ def _indices(frame: Frame, grid: Volume) -> tuple[int, int, int] | None:
     axes = np.reshape(grid.direction, (3, 3)).T
     if np.abs(frame.axes - axes).max() > COSINE_TOLERANCE:
         return None
-    if np.abs(np.divide(frame.spacing_mm, grid.spacing_mm[:2]) - 1).max() > SPACING_TOLERANCE:
+    off = np.abs(np.divide(frame.spacing_mm, grid.spacing_mm[:2]) - 1)
+    if off.max() > SPACING_TOLERANCE or (off * frame.size).max() > DRIFT_TOLERANCE:
         return None
     exact = (axes @ (frame.origin_mm - np.asarray(grid.origin_mm))) / np.asarray(grid.spacing_mm)
     nearest = np.rint(exact)
@@ -263,13 +297,13 @@ def _paste(
     return mask
 
 
-def _own_grid(item: SegObject, frames: Sequence[Frame]) -> Volume:
+def _own_grid(item: SegObject, frames: Sequence[Frame], warnings: list[str]) -> Volume:
     """The smallest grid that holds frames of one orientation, gaps between sparse frames included."""
     first = frames[0]
     normal = first.axes[2]
     along = np.array([frame.origin_mm @ normal for frame in frames])
     distinct = np.unique(np.round(along, 3))
-    step_mm = _step_mm(item, first.steps_mm, distinct)
+    step_mm = _step_mm(item, first, distinct, warnings)
     count = round((distinct[-1] - distinct[0]) / step_mm) + 1
     lowest = frames[int(np.argmin(along))]
     if count > MAX_SLICES:
@@ -283,14 +317,48 @@ def _own_grid(item: SegObject, frames: Sequence[Frame]) -> Volume:
     return replace(grid, spacing_mm=(*first.spacing_mm, step_mm), origin_mm=(origin[0], origin[1], origin[2]))
 
 
-def _step_mm(item: SegObject, claimed_mm: Sequence[float], distinct_mm: np.ndarray) -> float:
-    """Distance of the planes: the first claimed one that fits the positions, else the smallest distance of two."""
-    for step_mm in claimed_mm:
-        exact = (distinct_mm - distinct_mm[0]) / step_mm
-        if np.abs(exact - np.rint(exact)).max() <= PLANE_TOLERANCE and np.diff(np.rint(exact)).min(initial=1) >= 1:
-            return step_mm
+def _step_mm(item: SegObject, frame: Frame, distinct_mm: np.ndarray, warnings: list[str]) -> float:
+    """Distance of the planes, from rising positions along the normal.
+
+    That is SpacingBetweenSlices where the positions are multiples of it, else SliceThickness where some neighbours are
+    that far apart (slices may be thinner than their distance). Where most neighbours are the same multiple of it apart,
+    it is that distance. Without a claim that fits, it is the smallest distance.
+    """
+    claims = {"SpacingBetweenSlices": frame.between_mm, "SliceThickness": frame.thickness_mm}
+    claims = {keyword: step_mm for keyword, step_mm in claims.items() if step_mm > 0}
     if len(distinct_mm) < 2:
-        raise AutopetError(
-            f"{item.path}: {tag_name('SpacingBetweenSlices')} is missing: the thickness of the only plane is unknown"
-        )
-    return float(np.diff(distinct_mm).min())
+        if not claims:
+            tag = tag_name("SpacingBetweenSlices")
+            raise AutopetError(f"{item.path}: {tag} is missing: the thickness of the only plane is unknown")
+        return next(iter(claims.values()))
+    distances_mm = np.diff(distinct_mm)
+    for keyword, claimed_mm in claims.items():
+        multiples = _multiples(distinct_mm, claimed_mm)
+        if multiples is None:
+            continue
+        usual = _usual(multiples)
+        if usual == 1 and (keyword == "SpacingBetweenSlices" or (multiples == 1).any()):
+            return claimed_mm
+        step_mm = float(np.median(distances_mm[multiples == (usual if usual > 1 else multiples.min())]))
+        fits = _multiples(distinct_mm, step_mm) is not None
+        taken = "that is taken as their distance" if fits else "others are not: what lies between them is left empty"
+        if usual > 1:
+            apart = f"most neighbouring frames are {step_mm:g} mm apart, {taken}"
+            warnings.append(f"{item.title}: {tag_name(keyword)} is {claimed_mm:g} mm, but {apart}")
+        return step_mm if fits else claimed_mm
+    return float(distances_mm.min())
+
+
+def _multiples(distinct_mm: np.ndarray, step_mm: float) -> np.ndarray | None:
+    """Distances of neighbours in whole steps; None when the positions are no multiples of the step."""
+    exact = (distinct_mm - distinct_mm[0]) / step_mm
+    steps = np.diff(np.rint(exact)).astype(int)
+    fits = np.abs(exact - np.rint(exact)).max() <= PLANE_TOLERANCE and steps.min() >= 1
+    return steps if fits else None
+
+
+def _usual(multiples: np.ndarray) -> int:
+    """The multiple that most distances are, at least two of them; 1 when there is none."""
+    found, counts = np.unique(multiples, return_counts=True)
+    often = counts.max() >= 2 and 2 * counts.max() > len(multiples)
+    return int(found[counts.argmax()]) if often else 1
