@@ -72,7 +72,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
-                if made and not any(folder.iterdir()):
+                if made and folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) not in (folder, lock, *folder.parents):

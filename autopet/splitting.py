@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
+from math import floor, isfinite
 from typing import TYPE_CHECKING
 
 from autopet.errors import AutopetError
@@ -139,7 +139,8 @@ def _order(seed: int, patient: str) -> str:
 
 def _checked(fractions: Sequence[float]) -> dict[str, Fraction]:
     """The share of each part, exact, so that 0.6 of 5 patients is 3."""
-    if len(fractions) not in PARTS or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    known = len(fractions) in PARTS and all(isfinite(value) and value >= 0 for value in fractions)
+    if not known or abs(sum(fractions) - 1) > 1e-6:
         raise AutopetError(
             f"fractions: expected 2 (train,test) or 3 (train,val,test) that add up to 1, found "
             f"{','.join(f'{value:g}' for value in fractions)}"

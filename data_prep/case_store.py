@@ -15,7 +15,9 @@ from autopet.errors import AutopetError
 from autopet.folders import whole_folder
 from autopet.images import read_image
 from autopet.volume import Volume
-from data_prep.records import AUDIT, write_images
+from data_prep.records import AUDIT, MIP, write_images
+from data_prep.report import write_report
+from data_prep.staging import MARKER, Receipt, described, is_whole, link_files, read_receipts
 
 ROLES = ("CT", "PET", "SUV", "CTres", "SEG")
 CONVERTED = "converted"
@@ -24,16 +26,34 @@ Row = dict[str, str]  # of prep.csv
 
 @dataclass(frozen=True)
 class Entry:
-    """One case: its row of prep.csv, its images by role (some of `ROLES`), and the text of audit.json ("" for none)."""
+    """One case: its row of prep.csv, its images by role (some of `ROLES`), audit.json and mip.png (empty: none)."""
 
     row: Row
     images: Mapping[str, Volume]
     audit: str = ""
+    picture: bytes = b""
 
     @property
     def name(self) -> str:
         """The case."""
         return self.row["case"]
+
+
+class SourceCase(Protocol):
+    """One case to read: small, to be sent to another process."""
+
+    @property
+    def row(self) -> Row:
+        """Its row of prep.csv."""
+        ...
+
+    def files(self) -> Sequence[Path]:
+        """The files it is read from."""
+        ...
+
+    def read(self) -> Entry:
+        """The case; AutopetError says why it cannot be read."""
+        ...
 
 
 class Source(Protocol):
@@ -42,22 +62,52 @@ class Source(Protocol):
     rows: Sequence[Row]  # all of prep.csv, also those that were not converted
     kind: str  # in words
 
+    def case(self, row: Row) -> SourceCase:
+        """The case of a row."""
+        ...
+
     def read(self, row: Row) -> Entry:
-        """The case of a row; AutopetError says why it cannot be read."""
+        """The content of the case of a row; AutopetError says why it cannot be read."""
+        ...
+
+
+class CaseWriter(Protocol):
+    """Where one case goes: small, to be sent to another process."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the cohort."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What decides the files besides the case."""
+        ...
+
+    def write(self, entry: Entry) -> tuple[Row, list[str]]:
+        """Keep a case whole or not at all; returns its row, and its files by their paths in the folder."""
+        ...
+
+    def take(self, earlier: Path, receipt: Receipt) -> bool:
+        """Take the case over from an earlier result, if it is whole there."""
         ...
 
 
 class Target(Protocol):
-    """Where cases go; what is half-written is not left behind."""
+    """Where a cohort goes."""
 
     left_out: str  # what the format has no place for, "" for nothing
 
-    def write(self, entry: Entry) -> Row:
-        """Keep a case whole or not at all; returns its row."""
+    def writer(self, row: Row) -> CaseWriter:
+        """Where the case of a row goes."""
         ...
 
-    def finish(self, rows: Sequence[Row]) -> None:
-        """Write what describes the cohort."""
+    def earlier(self, result: Path) -> dict[str, Receipt]:
+        """The cases of an earlier result."""
+        ...
+
+    def finish(self, rows: Sequence[Row], receipts: Mapping[str, Receipt]) -> Path:
+        """Write what describes the cohort, its table last; returns the folder or file that is the result."""
         ...
 
 
@@ -107,16 +157,74 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows = check_rows(read_table(folder / TABLE), folder / TABLE)
-        self._cases: dict[str, Case] = {case.name: case for case in read_cohort(folder)}
+        self._cases: dict[str, Case] = {case.name: case for case in read_cohort(folder.resolve())}
         self.kind = f"cohort of {', '.join(sorted({case.suffix for case in self._cases.values()}))} files"
+
+    def case(self, row: Row) -> FolderCase:
+        """The case of a row."""
+        return FolderCase(row, self._cases[row["case"]])
 
     def read(self, row: Row) -> Entry:
         """The images that lie in the folder of a case."""
-        case = self._cases[row["case"]]
-        paths = {role: case.image(role) for role in ROLES}
+        return self.case(row).read()
+
+
+@dataclass(frozen=True)
+class FolderCase:
+    """The folder of one case."""
+
+    row: Row
+    case: Case
+
+    def files(self) -> list[Path]:
+        """Images, audit.json and mip.png, as far as they are there."""
+        paths = [*(self.case.image(role) for role in ROLES), self.case.folder / AUDIT, self.case.folder / MIP]
+        return [path for path in paths if path.is_file()]
+
+    def read(self) -> Entry:
+        """What lies in the folder."""
+        paths = {role: self.case.image(role) for role in ROLES}
         images = {role: read_image(path) for role, path in paths.items() if path.is_file()}
-        audit = case.folder / AUDIT
-        return check_entry(Entry(row, images, audit.read_text() if audit.is_file() else ""), case.folder)
+        texts = optional_text(self.case.folder / AUDIT), optional_bytes(self.case.folder / MIP)
+        return check_entry(Entry(self.row, images, *texts), self.case.folder)
+
+
+def optional_text(path: Path) -> str:
+    """Text in UTF-8, "" when there is no such file."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def optional_bytes(path: Path) -> bytes:
+    """The bytes of a file, none when there is no such file."""
+    return path.read_bytes() if path.is_file() else b""
+
+
+@dataclass(frozen=True)
+class FolderWriter:
+    """The folder of a case, with images of one format."""
+
+    folder: Path
+    key: str  # the suffix of the images
+
+    def write(self, entry: Entry) -> tuple[Row, list[str]]:
+        """Images, mip.png, and audit.json naming the new files."""
+        with whole_folder(self.folder / entry.name) as part:
+            files = write_images(part, dict(entry.images), suffix=self.key)
+            if entry.picture:
+                (part / MIP).write_bytes(entry.picture)
+                files.append(MIP)
+            if entry.audit:
+                sizes = {name: (part / name).stat().st_size for name in files}
+                (part / AUDIT).write_text(with_files(entry.audit, sizes), encoding="utf-8")
+                files.append(AUDIT)
+        return {**entry.row, "folder": entry.name}, [f"{entry.name}/{name}" for name in files]
+
+    def take(self, earlier: Path, receipt: Receipt) -> bool:
+        """Link the files of an earlier result."""
+        whole = is_whole(earlier, receipt)
+        if whole:
+            link_files(earlier, self.folder, receipt)
+        return whole
 
 
 class FolderTarget:
@@ -124,26 +232,29 @@ class FolderTarget:
 
     left_out = ""
 
-    def __init__(self, folder: Path, suffix: str) -> None:
-        self.folder, self.suffix = folder, suffix
+    def __init__(self, folder: Path, *, suffix: str, name: str) -> None:
+        self.folder, self.suffix, self.name = folder, suffix, name
 
-    def write(self, entry: Entry) -> Row:
-        """The folder of a case, with audit.json naming the new files."""
-        with whole_folder(self.folder / entry.name) as part:
-            files = write_images(part, dict(entry.images), suffix=self.suffix)
-            if entry.audit:
-                (part / AUDIT).write_text(with_files(entry.audit, files))
-        return {**entry.row, "folder": entry.name}
+    def writer(self, row: Row) -> FolderWriter:
+        """The same for every case."""
+        return FolderWriter(self.folder, self.suffix)
 
-    def finish(self, rows: Sequence[Row]) -> None:
-        """prep.csv."""
+    def earlier(self, result: Path) -> dict[str, Receipt]:
+        """The cases of an earlier result."""
+        return read_receipts(result)
+
+    def finish(self, rows: Sequence[Row], receipts: Mapping[str, Receipt]) -> Path:
+        """prep.html, convert.json and prep.csv."""
+        write_report(self.folder, rows)
+        (self.folder / MARKER).write_text(described(self.name, receipts), encoding="utf-8")
         write_table(self.folder / TABLE, rows, columns_of(rows))
+        return self.folder
 
 
-def with_files(audit: str, files: Sequence[str]) -> str:
-    """audit.json with its list of files replaced."""
+def with_files(audit: str, file_bytes: Mapping[str, int]) -> str:
+    """audit.json with its list of files and their sizes replaced."""
     try:
         content = json.loads(audit)
     except ValueError as error:
         raise AutopetError(f"{AUDIT} is not valid JSON ({error}); convert the study again") from error
-    return json.dumps({**content, "files": list(files)}, indent=2) + "\n"
+    return json.dumps({**content, "files": list(file_bytes), "file_bytes": dict(file_bytes)}, indent=2) + "\n"

@@ -133,8 +133,8 @@ def on_pet_grid(mask: Volume, pet: Volume) -> Volume:
     lesion = mask.with_array((mask.array > 0).astype(np.uint8))
     if not (mask.array == np.rint(mask.array)).all():
         raise AutopetError(
-            f"the mask has values like {float(mask.array.max()):g}, expected 0 and 1: is it a PET or a probability map? "
-            "Give the lesion mask"
+            f"the mask has values like {float(mask.array.max()):g}, expected 0 and 1: is it a PET or a map of "
+            "probabilities? Give the lesion mask"
         )
     if not (mask.array == lesion.array).all():
         found = ", ".join(f"{value:g}" for value in np.unique(mask.array)[:5])

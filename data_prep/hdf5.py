@@ -4,8 +4,10 @@ Layout::
 
     /                     attributes: format "autopet-cohort", format_version, bundle_version
     /prep.csv             the table of the cohort, text
+    /convert.json         from which files each case came, text
     /cases/<case>         attributes: the case's row of prep.csv, one per column
     /cases/<case>/audit.json   text
+    /cases/<case>/mip.png      bytes of the picture
     /cases/<case>/SUV     (and CT, PET, CTres, SEG) voxels, axes z, y, x; chunks of whole slices of about 1 MB, gzip;
                           attributes: spacing_mm, origin_mm (x, y, z; LPS), direction (3x3 by rows), units, axes
 """
@@ -15,8 +17,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -28,11 +32,13 @@ from autopet.cohort import TABLE
 from autopet.errors import AutopetError, one_line
 from autopet.volume import IDENTITY, Volume
 from data_prep.case_store import ROLES, Entry, Row, check_entry, check_rows, columns_of
-from data_prep.records import AUDIT
+from data_prep.records import AUDIT, MIP
+from data_prep.staging import MARKER, Receipt, described, parse_receipts
 
 FORMAT = "autopet-cohort"
 FORMAT_VERSION = 1
 CASES = "cases"
+COHORT = "cohort.h5"
 CHUNK_BYTES = 1 << 20
 GZIP_LEVEL = 2  # of isal
 UNITS = {"CT": "HU", "CTres": "HU", "PET": "as in the DICOM series", "SUV": "g/ml", "SEG": "1 is lesion"}
@@ -104,18 +110,39 @@ class Hdf5Source:
     kind = "HDF5 cohort"
 
     def __init__(self, file: h5py.File, path: Path) -> None:
-        self._file, self.path = file, path
+        self.path = path.resolve()
         with _damage_of(path):
             table = file[TABLE].asstr()[()]
         self.rows = check_rows(list(csv.DictReader(io.StringIO(table))), path)
 
+    def case(self, row: Row) -> Hdf5Case:
+        """The case of a row."""
+        return Hdf5Case(row, self.path)
+
     def read(self, row: Row) -> Entry:
         """One case; damage in it does not spoil the others."""
-        with _damage_of(self.path):
-            group = self._file[CASES][row["case"]]
+        return self.case(row).read()
+
+
+@dataclass(frozen=True)
+class Hdf5Case:
+    """One case of a file."""
+
+    row: Row
+    path: Path
+
+    def files(self) -> list[Path]:
+        """The one file."""
+        return [self.path]
+
+    def read(self) -> Entry:
+        """Its group."""
+        with open_file(self.path) as file, _damage_of(self.path):
+            group = file[CASES][self.row["case"]]
             audit = group[AUDIT].asstr()[()] if AUDIT in group else ""
+            picture = group[MIP][()].tobytes() if MIP in group else b""
             images = _read_volumes(group)
-        return check_entry(Entry(row, images, audit), self.path)
+        return check_entry(Entry(self.row, images, audit, picture), self.path)
 
 
 class Hdf5Target:
@@ -136,6 +163,8 @@ class Hdf5Target:
             group.attrs.update({key: str(value) for key, value in row.items()})
             if entry.audit:
                 group[AUDIT] = entry.audit
+            if entry.picture:
+                group[MIP] = np.frombuffer(entry.picture, np.uint8)
             for role, volume in entry.images.items():
                 _write_volume(group, role, volume, units=_suv_units(entry.audit) if role == "SUV" else UNITS[role])
         except BaseException:
@@ -150,6 +179,83 @@ class Hdf5Target:
         writer.writeheader()
         writer.writerows(rows)
         self._file[TABLE] = text.getvalue()
+
+
+@dataclass(frozen=True)
+class Hdf5Writer:
+    """A case as a file of its own: many processes write side by side, and what is whole survives an interruption."""
+
+    folder: Path
+    key: str = "hdf5"
+
+    def write(self, entry: Entry) -> tuple[Row, list[str]]:
+        """The file of a case, whole or not at all."""
+        with self._new_file(entry.name) as file:
+            row = Hdf5Target(file).write(entry)
+        return row, [self._name(entry.name)]
+
+    def take(self, earlier: Path, receipt: Receipt) -> bool:
+        """Copy the group of a case from an earlier result, without compressing it anew."""
+        name = receipt.row["case"]
+        try:
+            with open_file(earlier) as old, _damage_of(earlier), self._new_file(name) as file:
+                file.copy(old[CASES][name], file.create_group(CASES), name)
+        except AutopetError:
+            return False
+        return True
+
+    @staticmethod
+    def _name(case: str) -> str:
+        return f"{CASES}/{case}.h5"
+
+    @contextmanager
+    def _new_file(self, case: str) -> Iterator[h5py.File]:
+        path = self.folder / self._name(case)
+        partial = path.with_name(f".part-{case}-{uuid.uuid4().hex[:8]}.h5")
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with h5py.File(partial, "w") as file:
+                yield file
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Hdf5Cohort:
+    """One file, put together of the files of its cases at the end."""
+
+    left_out = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def writer(self, row: Row) -> Hdf5Writer:
+        """The same for every case."""
+        return Hdf5Writer(self.folder)
+
+    def earlier(self, result: Path) -> dict[str, Receipt]:
+        """The cases of an earlier result."""
+        try:
+            with open_file(result) as file, _damage_of(result):
+                return parse_receipts(file[MARKER].asstr()[()])
+        except AutopetError:
+            return {}
+
+    def finish(self, rows: Sequence[Row], receipts: Mapping[str, Receipt]) -> Path:
+        """Copy the groups of the cases as they are compressed, and write the table."""
+        path = self.folder / COHORT
+        try:
+            with h5py.File(path, "w") as file:
+                target = Hdf5Target(file)
+                for name, receipt in sorted(receipts.items()):
+                    (part,) = receipt.file_bytes
+                    with h5py.File(self.folder / part) as whole:
+                        whole.copy(whole[CASES][name], file[CASES], name)
+                file[MARKER] = described("hdf5", receipts)
+                target.finish(rows)
+        except (RuntimeError, OSError, KeyError, ValueError) as error:
+            raise AutopetError(f"{path}: cannot be written (disk full or no permission?): {one_line(error)}") from error
+        return path
 
 
 def _suv_units(audit: str) -> str:

@@ -112,7 +112,13 @@ def test_another_seed_is_another_split():
     assert len(splits) == 5
 
 
-@pytest.mark.parametrize("fractions", [(1.0,), (0.6, 0.2), (0.7, 0.4, -0.1), (0.25,) * 4])
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [(1.0,), (0.6, 0.2), (0.7, 0.4, -0.1), (0.25,) * 4, (), (NAN, NAN, NAN), (0.5, NAN), (INFINITE, 0.0)],
+)
 def test_fractions_that_make_no_sense(fractions: tuple):
     with pytest.raises(AutopetError, match="fractions: expected 2"):
         split_cohort([case("a", "a")], fractions=fractions, seed=0)

@@ -267,6 +267,42 @@ def test_a_study_of_real_data(real_data: Path, tmp_path: Path):
         assert_same(read_image(mha / f"case/{role}.mha"), read_image(tmp_path / f"nifti/case/{role}.nii.gz"))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--fractions", "nan,nan,nan"], "fractions: expected 2"),
+        (["--fractions", ""], "expected numbers like 0.6,0.2,0.2"),
+        (["--fractions", "0.5,0.5", "--test-fraction", "0.2"], "say the same thing; give one of them"),
+    ],
+)
+def test_a_split_that_makes_no_sense_is_one_line(nifti: Path, tmp_path: Path, options: list[str], reason: str):
+    done = CliRunner().invoke(app, ["split", str(nifti), str(tmp_path / "s.csv"), *options])
+    assert isinstance(done.exception, AutopetError)
+    assert reason in str(done.exception)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_split_goes_to_a_file_and_leaves_nothing_beside(nifti: Path, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for out, reason in {"folder": "is a folder; give the CSV file", "file/s.csv": "cannot be written"}.items():
+        done = CliRunner().invoke(app, ["split", str(nifti), str(tmp_path / out)])
+        assert isinstance(done.exception, AutopetError)
+        assert reason in str(done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_an_hdf5_cohort_is_split_like_the_folder_it_came_from(nifti: Path, tmp_path: Path):
+    h5 = convert_cohort(nifti, tmp_path / "c.h5", to="hdf5").path
+    for source, out in ((nifti, "folder.csv"), (h5, "file.csv")):
+        command = ["split", str(source), str(tmp_path / out), "--folds", "2", "--fractions", "1,0"]
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "file.csv").read_text() == (tmp_path / "folder.csv").read_text()
+    assert len(read_table(tmp_path / "file.csv")) == 3
+
+
 def test_options_of_nnunet_are_checked(nifti: Path, tmp_path: Path):
     for options in (Options(dataset_id=0), Options(dataset_id=1000), Options(dataset_name="a/b")):
         with pytest.raises(AutopetError, match="expected an ID of 1 to 999"):

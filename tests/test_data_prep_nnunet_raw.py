@@ -143,3 +143,40 @@ def test_what_nnunet_would_refuse_is_a_failed_case(tmp_path: Path):
     assert "expected a mask of 0 and 1, found label 3" in done.failed[0]["reason"]
     assert "CTres is not on the grid of SUV" in done.failed[1]["reason"]
     assert names(done.path / "labelsTr") == ["case2.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("case,patient_id\ncase0,p\n", "expected a column 'part', found case, patient_id"),
+        ("name,part\ncase0,train\n", "expected a column 'case', found name, part"),
+        ("", "expected a column 'case', found no row"),
+        ("case,part,fold\ncase0,train,one\n", "column 'fold': expected a number or nothing, found 'one'"),
+    ],
+)
+def test_a_table_that_is_no_split(tmp_path: Path, text: str, reason: str):
+    cohort = write_cohort(tmp_path / "nifti", 1)
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(AutopetError, match=reason):
+        convert_cohort(cohort, tmp_path / "raw", to="nnunet", options=Options(tmp_path / "split.csv"))
+    (tmp_path / "split.csv").write_bytes(b"case,part\n\xff,train\n")
+    with pytest.raises(AutopetError, match=r"split.csv: cannot be read as a table in UTF-8"):
+        convert_cohort(cohort, tmp_path / "raw", to="nnunet", options=Options(tmp_path / "split.csv"))
+    assert not (tmp_path / "raw").exists()
+
+
+def test_another_split_moves_cases_and_keeps_the_rest(tmp_path: Path):
+    """A case that goes from train to test leaves nothing behind; the others are not written again."""
+    cohort, split = write_cohort(tmp_path / "nifti", 3), tmp_path / "split.csv"
+    write_table(split, [{"case": f"case{i}", "part": "train"} for i in range(3)], ["case", "part"])
+    path = convert_cohort(cohort, tmp_path / "raw", to="nnunet", options=Options(split)).path
+    before = (path / "imagesTr/case0_0000.nii.gz").stat().st_ino
+    parts = ["train", "train", "test"]
+    write_table(split, [{"case": f"case{i}", "part": part} for i, part in enumerate(parts)], ["case", "part"])
+    again = convert_cohort(cohort, tmp_path / "raw", to="nnunet", options=Options(split))
+    assert again.kept == 2
+    assert (path / "imagesTr/case0_0000.nii.gz").stat().st_ino == before
+    assert names(path / "labelsTr") == ["case0.nii.gz", "case1.nii.gz"]
+    assert names(path / "imagesTr") == [f"case{i}_000{n}.nii.gz" for i in (0, 1) for n in (0, 1)]
+    assert names(path / "labelsTs") == ["case2.nii.gz"]
+    assert json.loads((path / "dataset.json").read_text())["numTraining"] == 2

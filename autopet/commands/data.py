@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autopet.commands.options import Workers
-from autopet.errors import AutopetError
+from autopet.errors import AutopetError, one_line
 from autopet.progress import console
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 SOME_FAILED = 3  # exit status
+DEFAULT_FRACTIONS = "0.6,0.2,0.2"  # of train, val and test
 
 
 class Tracer(StrEnum):
@@ -160,11 +161,15 @@ def _report_rows(rows: Sequence[dict], out: Path) -> None:
 
 @app.command(epilog="Example: autopet split nifti split.csv --fractions 0.6,0.2,0.2 --folds 5 --seed 1")
 def split(
-    data: Annotated[Path, typer.Argument(help="Cohort folder of `autopet prep`.")],
+    data: Annotated[Path, typer.Argument(help="Cohort folder of `autopet prep`, or HDF5 cohort.")],
     out: Annotated[Path, typer.Argument(help="CSV file to write: case, patient_id, part, fold.")],
     fractions: Annotated[
-        str, typer.Option(help="Shares of patients in train,val,test or in train,test; they add up to 1.")
-    ] = "0.6,0.2,0.2",
+        str | None,
+        typer.Option(
+            help="Shares of patients in train,val,test or in train,test; they add up to 1.",
+            show_default=DEFAULT_FRACTIONS,
+        ),
+    ] = None,
     test_fraction: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of part test, the rest is train; instead of --fractions.")
     ] = None,
@@ -180,16 +185,37 @@ def split(
     from autopet.cohort import read_cohort, write_table
     from autopet.splitting import split_cohort, table_rows
 
-    if test_fraction is not None:
-        fractions = f"{1 - test_fraction},{test_fraction}"
+    shares = _shares(fractions, test_fraction)
+    if out.is_dir():
+        raise AutopetError(f"{out} is a folder; give the CSV file to write, such as {out / 'split.csv'}")
+    if data.is_file():
+        from data_prep.formats import cases_of
+
+        cases = cases_of(data)
+    else:
+        cases = read_cohort(data)
+    places = split_cohort(cases, fractions=shares, folds=folds, seed=seed)
     try:
-        shares = [float(share) for share in fractions.split(",")]
-    except ValueError as error:
-        raise AutopetError(f"--fractions: expected numbers like 0.6,0.2,0.2, found {fractions!r}") from error
-    places = split_cohort(read_cohort(data), fractions=shares, folds=folds, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_table(out, *table_rows(places))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_table(out, *table_rows(places))
+    except OSError as error:
+        raise AutopetError(f"{out}: cannot be written ({one_line(error)}); give another file") from error
     _report_split(places, out)
+
+
+def _shares(fractions: str | None, test_fraction: float | None) -> list[float]:
+    """Shares of the parts from one of the two options."""
+    if fractions is not None and test_fraction is not None:
+        raise AutopetError(
+            f"--fractions {fractions} and --test-fraction {test_fraction:g} say the same thing; give one of them"
+        )
+    if test_fraction is not None:
+        return [1 - test_fraction, test_fraction]
+    text = DEFAULT_FRACTIONS if fractions is None else fractions
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError as error:
+        raise AutopetError(f"--fractions: expected numbers like {DEFAULT_FRACTIONS}, found {text!r}") from error
 
 
 def _report_split(places: Sequence[Place], out: Path) -> None:
@@ -232,14 +258,27 @@ def convert(
     ] = None,
     dataset_id: Annotated[int, typer.Option("--id", min=1, max=999, help="nnunet: number of the dataset.")] = 1,
     name: Annotated[str, typer.Option(help="nnunet: name of the dataset.")] = "AutoPET",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases converted side by side; default: by cores and memory.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler (tcp://host:8786) that cases are sent to.")
+    ] = "",
+    resume: Annotated[bool, typer.Option(help="Keep cases that an earlier call converted whole.")] = True,
 ) -> None:
     """Convert a cohort between NIfTI, mha, HDF5 and nnU-Net's raw layout, in any direction.
 
-    Exit status 3 when a case failed; the others are there.
+    Run again after an interruption, it goes on where it was. Exit status 3 when a case failed; the others are there.
     """
+    from autopet.parallel import default_workers
     from data_prep.formats import Options, convert_cohort
 
-    done = convert_cohort(source, out, to=to.value, options=Options(split_csv, dataset_id, name))
+    done = convert_cohort(
+        source, out, to=to.value, options=Options(split_csv, dataset_id, name),
+        workers=workers or default_workers(), scheduler=scheduler, resume=resume,
+    )  # fmt: skip
+    if done.kept:
+        console.print(f"{done.kept} converted before and kept", highlight=False)
     for row in done.failed:
         console.print(f"failed: {row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
     console.print(f"{done.converted} cases in {done.path}", highlight=False)
@@ -252,12 +291,19 @@ def to_dicom(
     mask: Annotated[Path, typer.Argument(help="Lesion mask (.mha, .nii.gz); voxels above 0 are lesion.")],
     reference: Annotated[Path, typer.Option(help="Folder of the PET series that was segmented.")],
     out: Annotated[Path, typer.Option(help="DICOM Segmentation to write.")],
-    algorithm: Annotated[str, typer.Option(help="Name of the algorithm that made the mask.")] = "",
+    algorithm: Annotated[
+        str, typer.Option(help="Name of the algorithm that made the mask; default: autopet-bundle.")
+    ] = "",
     version: Annotated[str, typer.Option(help="Its version.")] = "",
+    family: Annotated[
+        str, typer.Option(help="Its kind, as in DICOM's list CID 7162; for a threshold: Histogram Analysis.")
+    ] = "Artificial Intelligence",
     label: Annotated[str, typer.Option(help="Label of the segment.")] = "Lesion",
 ) -> None:
     """Write a lesion mask as a DICOM Segmentation, for the archive and the viewers of a hospital."""
     from autopet.images import read_image
     from data_prep.dicom_export import write_dicom_seg
 
-    write_dicom_seg(read_image(mask), reference, out, algorithm=algorithm, version=version, label=label)
+    write_dicom_seg(
+        read_image(mask), reference, out, algorithm=algorithm, version=version, label=label, algorithm_family=family
+    )
