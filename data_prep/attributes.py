@@ -5,6 +5,7 @@ Section numbers are those of DICOM PS3.3.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from autopet.errors import AutopetError
+from autopet.errors import AutopetError, one_line
 
 COSINE_TOLERANCE = 1e-3  # direction cosines are rounded to as few as four digits
 
@@ -47,6 +50,52 @@ def values(header: Dataset, keyword: str) -> tuple[str, ...]:
     )
 
 
+def alike(headers: Sequence[Dataset], keywords: Sequence[str]) -> list[list[int]]:
+    """Indices of the headers in groups in which the attributes are written alike, in the order of the first of each.
+
+    Attributes are compared as they are in the file, without the conversion that takes most of the time of reading
+    thousands of headers. Two groups may therefore have one value in two spellings, but no group has two values.
+    """
+    tags = [BaseTag(tag_for_keyword(keyword) or 0) for keyword in keywords]
+    groups: dict[tuple, list[int]] = {}
+    for index, header in enumerate(headers):
+        groups.setdefault(tuple(_written(header, tag) for tag in tags), []).append(index)
+    return list(groups.values())
+
+
+def _written(data: Dataset, tag: BaseTag) -> object:
+    element = data.get_item(tag)
+    if element is None:
+        return None
+    if isinstance(element, RawDataElement):
+        return element.value or None
+    if element.VR == "SQ":
+        items = element.value or ()
+        return tuple(tuple((inner, _written(item, inner)) for inner in sorted(item.keys())) for item in items)
+    return str(element.value)
+
+
+def whole_number(header: Dataset, keyword: str, *, default: int | None = None, least: int = 0) -> int:
+    """An attribute of one whole number, not below `least`; `default` when it is absent or empty.
+
+    Raises
+    ------
+    AutopetError
+        It is something else, or absent without a default; names the tag.
+    """
+    tag = tag_name(keyword)
+    try:
+        found = values(header, keyword)
+    except Exception as error:  # pydicom converts a value when it is first asked for, and raises what it likes
+        raise AutopetError(f"{tag} cannot be read ({one_line(error)}); export the file anew") from error
+    if not found and default is not None:
+        return default
+    if len(found) != 1 or not re.fullmatch(r"[+-]?[0-9]{1,12}", found[0].strip()) or int(found[0]) < least:
+        text = "\\".join(found) or "missing"
+        raise AutopetError(f"{tag} is {text}, expected a whole number from {least} up; export the file anew")
+    return int(found[0])
+
+
 @dataclass
 class Reader:
     """Reads attributes of one header and keeps a record of what was used."""
@@ -58,8 +107,11 @@ class Reader:
     @property
     def injection(self) -> Dataset:
         """The first item of RadiopharmaceuticalInformationSequence (C.8.9.2)."""
-        items = self.header.get("RadiopharmaceuticalInformationSequence")
         tag = tag_name("RadiopharmaceuticalInformationSequence")
+        try:
+            items = self.header.get("RadiopharmaceuticalInformationSequence")
+        except Exception as error:  # pydicom reads the items when it is first asked for them
+            raise AutopetError(f"{tag} cannot be read ({one_line(error)}); export the PET anew") from error
         if not items:
             raise AutopetError(f"{tag} is missing: dose and injection time are unknown; add it to the PET headers")
         several = f"{tag} has {len(items)} items, expected 1: dose and injection time are those of the first"
@@ -79,12 +131,14 @@ class Reader:
         text = self.text(keyword, source)
         if not text:
             return None
+        count = len(values(self.header if source is None else source, keyword))
         try:
             number = float(text)
         except ValueError:
             number = float("nan")
-        if not np.isfinite(number):
-            raise AutopetError(f"{tag_name(keyword)} is {text!r}, expected a number; correct the PET headers")
+        if not np.isfinite(number) or count > 1:
+            found = self.inputs[keyword]
+            raise AutopetError(f"{tag_name(keyword)} is {found!r}, expected a number; correct the PET headers")
         return number
 
     def positive(self, keyword: str, unit: str, source: Dataset | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The moment that PET voxels are decay-corrected to, and the moment of the injection before it.
+"""The moment that PET voxels are decay-corrected to.
 
 After the QIBA FDG-PET/CT profile, appendix G; section numbers are those of DICOM PS3.3.
 """
@@ -7,100 +7,235 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.attributes import Reader, tag_name, values
-from data_prep.nuclides import nuclide_of
-from data_prep.times import DAY, acquisition_moment, moment_of, split_datetime, time_of_day, utc_offset
+from data_prep.attributes import Reader, alike, tag_name, values
+from data_prep.injection import GE_CREATOR, GE_GROUP, SAME_MOMENT_S, ge_moment, injection_moment
+from data_prep.times import DAY, acquisition_moment, is_past_midnight, moment_of
 
-LONGEST_UPTAKE_HALF_LIVES = 10.0  # beyond this nothing is left to image: a date or time is wrong
-SAME_MOMENT_S = 1.0
-HALF_HOUR = dt.timedelta(minutes=30)  # time zones differ by multiples of it
-GE_CREATOR, GE_GROUP, GE_SCAN_DATETIME = "GEMS_PETD_01", 0x0009, 0x0D
-GE_INJECTED = {0x3B: "administration", 0x3D: "measurement of the residual dose, shortly after the injection"}
+FAR_S = 60.0  # FrameReferenceTime counts to a frame's start or to its mean, which are about a minute apart
+GE_SCAN_DATETIME = 0x0D
+MOMENT_KEYWORDS = ("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate")  # what times reads
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """When the slices were acquired: `moments` of all, the `earliest` of them, and the start of the series by them.
+
+    The start is AcquisitionTime - FrameReferenceTime + delay of the frame's mean activity, of the first frame.
+    FrameReferenceTime (0054,1300) counts from the series' start to the moment of a frame's mean activity
+    (C.8.9.4.1.5). Where that attribute or ActualFrameDuration (0018,1242) is missing it is the earliest acquisition,
+    and `is_derived` is False. `spread_s` is by how much slices disagree.
+    """
+
+    moments: tuple[dt.datetime, ...]
+    start: dt.datetime
+    is_derived: bool
+    spread_s: float
+
+    @property
+    def earliest(self) -> dt.datetime:
+        return min(self.moments)
+
+    @property
+    def named(self) -> str:
+        derived = "AcquisitionTime - FrameReferenceTime + time of the frame's mean activity"
+        return derived if self.is_derived else "earliest AcquisitionTime"
 
 
 def decay_moments(
     reader: Reader, series: Sequence[Dataset], correction: str, half_life_s: float
 ) -> tuple[list[dt.datetime], str]:
-    """The moment of every slice's activity, and a name of it."""
+    """The moment of every slice's activity, and a name of it.
+
+    Parameters
+    ----------
+    correction : str
+        DecayCorrection (0054,1102): `START` or `NONE`.
+
+    Raises
+    ------
+    AutopetError
+        A time is missing or impossible; names the tag.
+    """
+    moments = _acquisition_moments(reader, series)
     if correction == "NONE":  # each slice has the mean activity of its own frame
-        moments = [acquisition_moment(header) + _mean_delay(header, half_life_s) for header in series]
-        _note_acquisition(reader, min(series, key=acquisition_moment))
-        return moments, "AcquisitionTime + time of the frame's mean activity"
-    moment, named = _series_start(reader, series, half_life_s)
+        _note_acquisition(reader, series[moments.index(min(moments))])
+        delayed = [at + _mean_delay(header, half_life_s) for at, header in zip(moments, series, strict=True)]
+        return delayed, "AcquisitionTime + time of the frame's mean activity"
+    moment, named = _series_start(reader, series, moments, half_life_s)
     return [moment] * len(series), named
 
 
-def _series_start(reader: Reader, series: Sequence[Dataset], half_life_s: float) -> tuple[dt.datetime, str]:
-    """Start of the first acquisition: SeriesTime, unless a later reconstruction has overwritten it."""
-    earliest = min(series, key=acquisition_moment)
-    acquired = acquisition_moment(earliest)
-    if reader.text("SeriesTime"):
-        reader.text("SeriesDate")
-        started = moment_of(reader.header, "SeriesDate", "SeriesTime")
-        if started <= acquired:
-            return started, "SeriesTime"
-        text = (
-            f"{tag_name('SeriesTime')} {started.isoformat()} is later than the earliest {tag_name('AcquisitionTime')}"
+def _acquisition_moments(reader: Reader, series: Sequence[Dataset]) -> tuple[dt.datetime, ...]:
+    moments, next_day = [dt.datetime.min] * len(series), 0
+    for group in alike(series, MOMENT_KEYWORDS):
+        moment = acquisition_moment(series[group[0]])
+        next_day += len(group) if is_past_midnight(series[group[0]]) else 0
+        for index in group:
+            moments[index] = moment
+    if next_day:
+        reader.warnings.append(
+            f"{tag_name('AcquisitionDate')} is missing, and {tag_name('AcquisitionTime')} of {next_day} slices is long "
+            f"before {tag_name('SeriesTime')}: taken as the day after, past midnight"
+        )
+    return tuple(moments)
+
+
+# --- the start of the series -----------------------------------------------------------------------------------------
+
+
+def _series_start(
+    reader: Reader, series: Sequence[Dataset], moments: tuple[dt.datetime, ...], half_life_s: float
+) -> tuple[dt.datetime, str]:
+    """Start of the first acquisition: SeriesTime, unless the other times show that it is something else."""
+    started = _stated_start(reader, series)
+    if started is None:
+        doubt = f"{tag_name('SeriesTime')} is missing"
+    elif started > min(moments):
+        doubt = (
+            f"{tag_name('SeriesTime')} {started.isoformat()} is later than the earliest {tag_name('AcquisitionTime')} "
+            f"{min(moments).isoformat()}"
         )
     else:
-        text = f"{tag_name('SeriesTime')} is missing"
-    _note_acquisition(reader, earliest)
-    private = reader.private(GE_GROUP, GE_CREATOR, GE_SCAN_DATETIME)
-    if private:
-        reader.warnings.append(f"{text} {acquired.isoformat()}: the scan start is (0009,100D) of {GE_CREATOR}")
-        return _ge_start(reader, private, acquired), "(0009,100D)"
-    return _derived_start(reader, series, half_life_s, text)
+        try:
+            acquired = _acquired(series, moments, half_life_s)
+        except AutopetError as error:
+            reader.warnings.append(f"{tag_name('SeriesTime')} cannot be checked: {error}")
+            return started, "SeriesTime"
+        doubt = _early_doubt(reader, started, acquired, half_life_s)
+        if not doubt:
+            _compare(reader, started, acquired, half_life_s)
+            return started, "SeriesTime"
+    acquired = _acquired(series, moments, half_life_s)
+    _note_acquisition(reader, series[moments.index(acquired.earliest)])
+    private = _ge_start(reader, acquired, doubt)
+    return (private, "(0009,100D)") if private else _derived_start(reader, acquired, doubt)
 
 
-def _ge_start(reader: Reader, private: str, acquired: dt.datetime) -> dt.datetime:
-    """GE's private scan start; its date is not shifted by anonymisers that shift the others."""
-    started = _ge_moment(reader, private, "(0009,100D)")
-    if abs(started - acquired) > DAY:
+def _stated_start(reader: Reader, series: Sequence[Dataset]) -> dt.datetime | None:
+    """The earliest SeriesDate and SeriesTime of the headers, None when no header has a time."""
+    stated: dict[dt.datetime, Dataset] = {}
+    for index, *_ in alike(series, MOMENT_KEYWORDS):
+        header = series[index]
+        if values(header, "SeriesTime"):
+            stated.setdefault(moment_of(header, "SeriesDate", "SeriesTime"), header)
+    if not stated:
+        return None
+    first, last = min(stated), max(stated)
+    reader.text("SeriesTime", stated[first])
+    reader.text("SeriesDate", stated[first])
+    if first != last:
         reader.warnings.append(
-            f"(0009,100D) is dated {started.date()}, the acquisition {acquired.date()}: only its time is used"
+            f"{tag_name('SeriesDate')} and {tag_name('SeriesTime')} differ over the slices, from {first.isoformat()} "
+            f"to {last.isoformat()}, expected one moment: the earliest is used"
         )
-        started = dt.datetime.combine(acquired.date(), started.time())
-        started -= DAY if started - acquired > DAY / 2 else dt.timedelta()
+    return first
+
+
+def _early_doubt(reader: Reader, started: dt.datetime, acquired: Acquired, half_life_s: float) -> str:
+    """What is wrong with a SeriesTime before the slices; empty when nothing is."""
+    if (acquired.start - started).total_seconds() <= FAR_S:
+        return ""
+    tag = tag_name("SeriesTime")
+    if started == dt.datetime.combine(started.date(), dt.time()):
+        return f"{tag} is empty (midnight), long before the acquisition {acquired.start.isoformat()}"
+    try:  # with a reader of its own, which keeps no warnings: the injection is read again with the chosen reference
+        injected = injection_moment(Reader(reader.header), acquired.start, half_life_s)
+    except AutopetError:
+        return ""
+    if started < injected:
+        return f"{tag} {started.isoformat()} is before the injection {injected.isoformat()}"
+    return ""
+
+
+def _compare(reader: Reader, started: dt.datetime, acquired: Acquired, half_life_s: float) -> None:
+    """Warn when FrameReferenceTime says another start than SeriesTime, and what that would do to SUV."""
+    apart_s = (acquired.start - started).total_seconds()
+    if not acquired.is_derived or abs(apart_s) <= FAR_S:
+        return
+    reader.warnings.append(
+        f"{tag_name('SeriesTime')} {started.isoformat()} is used as the start of the series, but "
+        f"{tag_name('AcquisitionTime')} and {tag_name('FrameReferenceTime')} say {acquired.start.isoformat()}, which "
+        f"would make SUVs {2 ** (apart_s / half_life_s):.4g} times as large: check which of them is the scan's"
+    )
+
+
+def _ge_start(reader: Reader, acquired: Acquired, doubt: str) -> dt.datetime | None:
+    """GE's private scan start, None when there is none or when it cannot be true.
+
+    Its date is not shifted by anonymisers that shift the others.
+    """
+    private = reader.private(GE_GROUP, GE_CREATOR, GE_SCAN_DATETIME)
+    if not private:
+        return None
+    started = ge_moment(reader, private, "(0009,100D)")
+    if abs(started - acquired.earliest) > DAY:
+        reader.warnings.append(
+            f"(0009,100D) is dated {started.date()}, the acquisition {acquired.earliest.date()}: only its time is used"
+        )
+        started = dt.datetime.combine(acquired.earliest.date(), started.time())
+        started -= DAY if started - acquired.earliest > DAY / 2 else dt.timedelta()
+    if (started - acquired.earliest).total_seconds() > SAME_MOMENT_S:
+        reader.warnings.append(
+            f"(0009,100D) of {GE_CREATOR}, {started.isoformat()}, is later than the earliest acquisition "
+            f"{acquired.earliest.isoformat()}: not used"
+        )
+        return None
+    text = f"{doubt}: the scan start is (0009,100D) of {GE_CREATOR}, {started.isoformat()}"
+    apart_s = (acquired.start - started).total_seconds()
+    if acquired.is_derived and abs(apart_s) > FAR_S:
+        text += (
+            f", {abs(apart_s):.0f} s from what {tag_name('AcquisitionTime')} and {tag_name('FrameReferenceTime')} say, "
+            f"{acquired.start.isoformat()}: check it"
+        )
+    reader.warnings.append(text)
     return started
 
 
-def _ge_moment(reader: Reader, private: str, tag: str) -> dt.datetime:
-    """A private date-time of GE in the zone of the other times."""
-    moment, is_local = _local(reader, private, tag)
-    if not is_local:
-        zone = tag_name("TimezoneOffsetFromUTC")
-        reader.warnings.append(f"{tag} {private} has an offset from UTC, but {zone} is missing: taken as local")
-    return moment
+def _derived_start(reader: Reader, acquired: Acquired, doubt: str) -> tuple[dt.datetime, str]:
+    if acquired.is_derived:
+        text = f"{doubt}: the start of the series is derived from {tag_name('FrameReferenceTime')}"
+    else:
+        text = (
+            f"{doubt}, and {tag_name('FrameReferenceTime')} or {tag_name('ActualFrameDuration')} is missing: the "
+            f"earliest acquisition {acquired.earliest.isoformat()} is taken as the start of the series"
+        )
+    reader.warnings.append(text)
+    if acquired.spread_s > SAME_MOMENT_S:
+        reader.warnings.append(
+            f"slices disagree by {acquired.spread_s:.1f} s on the start of the series; that of the first frame is used"
+        )
+    return acquired.start, acquired.named
 
 
-def _derived_start(reader: Reader, series: Sequence[Dataset], half_life_s: float, text: str) -> tuple[dt.datetime, str]:
-    """Start of the series from its slices: AcquisitionTime - FrameReferenceTime + delay of the frame's mean activity.
+# --- the start of the series from its slices -------------------------------------------------------------------------
 
-    FrameReferenceTime (0054,1300) counts from the series' start to the moment of a frame's mean activity (C.8.9.4.1.5).
+
+def _acquired(series: Sequence[Dataset], moments: tuple[dt.datetime, ...], half_life_s: float) -> Acquired:
+    """When the slices were acquired, see `Acquired`.
+
+    The first frame decides: the earliest, and of frames with one AcquisitionTime that of the smallest
+    FrameReferenceTime. GE writes the series' start into AcquisitionTime of all beds, and counts FrameReferenceTime of
+    the first bed from 0; only of the first frame are the two of one start for every vendor.
     """
-    starts = []
-    for header in series:
+    starts = {}
+    for index, *_ in alike(series, (*MOMENT_KEYWORDS, "FrameReferenceTime", "ActualFrameDuration")):
+        moment, header = moments[index], series[index]
         reference_ms = Reader(header).number("FrameReferenceTime")
         if reference_ms is None or not values(header, "ActualFrameDuration"):
-            acquired = min(acquisition_moment(item) for item in series)
-            reader.warnings.append(
-                f"{text}, and {tag_name('FrameReferenceTime')} or {tag_name('ActualFrameDuration')} is missing: the "
-                f"earliest acquisition {acquired.isoformat()} is taken as the start of the series"
-            )
-            return acquired, "earliest AcquisitionTime"
-        reference, delay = dt.timedelta(milliseconds=reference_ms), _mean_delay(header, half_life_s)
-        early = reference + dt.timedelta(seconds=SAME_MOMENT_S) < delay  # counted to the frame's start, not to its mean
-        starts.append(acquisition_moment(header) - reference + (dt.timedelta() if early else delay))
-    spread_s = (max(starts) - min(starts)).total_seconds()
-    if spread_s > SAME_MOMENT_S:
-        reader.warnings.append(f"slices disagree by {spread_s:.1f} s on the start of the series; the earliest is used")
-    reader.warnings.append(f"{text}: the start of the series is derived from {tag_name('FrameReferenceTime')}")
-    return min(starts), "AcquisitionTime - FrameReferenceTime + time of the frame's mean activity"
+            return Acquired(moments, min(moments), is_derived=False, spread_s=0.0)
+        delay = _mean_delay(header, half_life_s)
+        # before the mean by more than rounding: counted to the frame's start
+        is_early = reference_ms / 1000.0 + SAME_MOMENT_S < delay.total_seconds()
+        since = dt.timedelta(milliseconds=reference_ms) - (dt.timedelta() if is_early else delay)
+        starts[moment, reference_ms, since] = moment - since
+    spread = max(starts.values()) - min(starts.values())
+    return Acquired(moments, starts[min(starts)], is_derived=True, spread_s=spread.total_seconds())
 
 
 def _mean_delay(header: Dataset, half_life_s: float) -> dt.timedelta:
@@ -114,130 +249,3 @@ def _mean_delay(header: Dataset, half_life_s: float) -> dt.timedelta:
 def _note_acquisition(reader: Reader, header: Dataset) -> None:
     for keyword in ("AcquisitionDate", "AcquisitionTime", "FrameReferenceTime", "ActualFrameDuration"):
         reader.text(keyword, header)
-
-
-# --- injection -------------------------------------------------------------------------------------------------------
-
-
-def injection_moment(reader: Reader, reference: dt.datetime, half_life_s: float) -> dt.datetime:
-    """Moment of the injection, before `reference`.
-
-    Raises
-    ------
-    AutopetError
-        It is unknown, after `reference`, or more than `LONGEST_UPTAKE_HALF_LIVES` before it.
-    """
-    injection = reader.injection
-    full = reader.text("RadiopharmaceuticalStartDateTime", injection)
-    time = reader.text("RadiopharmaceuticalStartTime", injection)
-    tag, time_tag = tag_name("RadiopharmaceuticalStartDateTime"), tag_name("RadiopharmaceuticalStartTime")
-    if not full and not time:
-        return _ge_injection(reader, reference, half_life_s)
-    injected = _local_injection(reader, full, time) if full else None
-    if injected:
-        problem = _impossible_uptake(reference - injected, half_life_s)
-        if not problem:
-            return injected
-        apart = time_of_day(time, time_tag) - (injected - _midnight(injected)) if time else DAY
-        shifted = abs(apart) < dt.timedelta(minutes=1)
-        if not shifted or abs(reference - injected) < DAY:
-            raise AutopetError(
-                f"{tag} is {injected.isoformat()}: {problem} {reference.isoformat()}; correct the PET headers"
-            )
-        reader.warnings.append(f"{tag} is dated {injected.date()}, the scan {reference.date()}: only its time is used")
-    return _injected_at(reader, time_of_day(time, time_tag), reference, half_life_s, named=f"{time_tag} {time}")
-
-
-def _ge_injection(reader: Reader, reference: dt.datetime, half_life_s: float) -> dt.datetime:
-    """GE's private moment of the injection, for headers that lack the standard ones."""
-    names = f"{tag_name('RadiopharmaceuticalStartDateTime')} and {tag_name('RadiopharmaceuticalStartTime')} are missing"
-    for element, meaning in GE_INJECTED.items():
-        private = reader.private(GE_GROUP, GE_CREATOR, element)
-        if not private:
-            continue
-        tag = f"(0009,10{element:02X})"
-        reader.warnings.append(f"{names}: the injection is {tag} of {GE_CREATOR}, the {meaning}")
-        injected = _ge_moment(reader, private, tag)
-        problem = _impossible_uptake(reference - injected, half_life_s)
-        if not problem:
-            return injected
-        if abs(reference - injected) < DAY:
-            raise AutopetError(
-                f"{tag} is {injected.isoformat()}: {problem} {reference.isoformat()}; correct the PET headers"
-            )
-        reader.warnings.append(f"{tag} is dated {injected.date()}, the scan {reference.date()}: only its time is used")
-        since_midnight = injected - _midnight(injected)
-        return _injected_at(reader, since_midnight, reference, half_life_s, named=f"{tag} {private}")
-    raise AutopetError(f"{names}: the injection time is unknown; add one to the PET headers")
-
-
-def _local_injection(reader: Reader, full: str, time: str) -> dt.datetime | None:
-    """RadiopharmaceuticalStartDateTime in the zone of the other times; None when the time of day is to be used.
-
-    When its zone is unknown, a time of day that differs from the date-time by whole half hours shows that the zones
-    differ.
-    """
-    tag, time_tag = tag_name("RadiopharmaceuticalStartDateTime"), tag_name("RadiopharmaceuticalStartTime")
-    injected, is_local = _local(reader, full, tag)
-    if is_local:
-        return injected
-    text = f"{tag} {full} has an offset from UTC, but {tag_name('TimezoneOffsetFromUTC')} is missing"
-    if not time:
-        reader.warnings.append(f"{text}: taken as local, like the other times")
-        return injected
-    apart = abs(time_of_day(time, time_tag) - (injected - _midnight(injected)))
-    if apart.total_seconds() < SAME_MOMENT_S:
-        return injected
-    is_zone = abs(apart - round(apart / HALF_HOUR) * HALF_HOUR).total_seconds() < SAME_MOMENT_S
-    used = time_tag if is_zone else tag
-    reader.warnings.append(f"{text}, and {time_tag} {time} differs from it: {used} is used, check the time zone")
-    return None if is_zone else injected
-
-
-def _local(reader: Reader, text: str, tag: str) -> tuple[dt.datetime, bool]:
-    """A date-time in the zone of the other times, TimezoneOffsetFromUTC (C.12.1.1.8), and whether it is sure to be."""
-    date, moment = split_datetime(text, tag)
-    local = dt.datetime.combine(date, dt.time()) + moment
-    offset = utc_offset(text, tag)
-    if offset is None:
-        return local, True
-    zone, zone_tag = reader.text("TimezoneOffsetFromUTC"), tag_name("TimezoneOffsetFromUTC")
-    if not zone:
-        return local, False
-    zone_offset = utc_offset(zone, zone_tag)
-    if zone_offset is None:
-        raise AutopetError(f"{zone_tag} is {zone!r}, expected +HHMM or -HHMM; correct the PET headers")
-    return local - offset + zone_offset, True
-
-
-def _midnight(moment: dt.datetime) -> dt.datetime:
-    return dt.datetime.combine(moment.date(), dt.time())
-
-
-def _injected_at(
-    reader: Reader, time: dt.timedelta, reference: dt.datetime, half_life_s: float, *, named: str
-) -> dt.datetime:
-    """The injection from its time of day: on the day of the scan, or the day before when midnight lies between."""
-    moment = _midnight(reference) + time
-    injected = moment - DAY if moment > reference else moment
-    problem = _impossible_uptake(reference - injected, half_life_s)
-    if problem:
-        raise AutopetError(f"{named}: {problem} {reference.isoformat()}; correct the PET headers")
-    if injected != moment:
-        reader.warnings.append(f"{named} is later than the scan {reference.isoformat()}: taken as the day before")
-    nuclide = nuclide_of(half_life_s)
-    if nuclide and nuclide.lasts_days:
-        reader.warnings.append(
-            f"{named} has no date that can be used, and {nuclide.name} is imaged up to days after the injection: "
-            f"taken as {injected.date()}; add {tag_name('RadiopharmaceuticalStartDateTime')}"
-        )
-    return injected
-
-
-def _impossible_uptake(uptake: dt.timedelta, half_life_s: float) -> str:
-    seconds = uptake.total_seconds()
-    if seconds < 0:
-        return f"{-seconds:.0f} s after the scan's decay reference"
-    if seconds > LONGEST_UPTAKE_HALF_LIVES * half_life_s:
-        return f"{seconds / half_life_s:.0f} half-lives ({seconds / 3600:.1f} h) before the scan's decay reference"
-    return ""

@@ -8,27 +8,22 @@ attributes after DICOM PS3.3 C.8.9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.attributes import Reader, orientation, position, tag_name, values
-from data_prep.body import read_ideal_weight_kg, read_lean_mass_kg, read_surface_cm2, read_weight_kg
-from data_prep.decay import decay_moments, injection_moment
+from data_prep.agreement import check_agreement
+from data_prep.attributes import Reader, orientation, position, tag_name
+from data_prep.body import read_lean_mass_kg, read_surface_cm2, read_weight_kg
 from data_prep.nuclides import BY_NAME, read_half_life_s
+from data_prep.suv_units import UNIT_RULES, Factors, read_dose_bq
 from data_prep.times import time_of_day
 
 MODES = ("qiba", "challenge")
 KINDS = ("bw", "lbm", "bsa")
 SUV_UNITS = {"bw": "g/ml", "lbm": "g/ml", "bsa": "cm2/ml"}  # DICOM's GML, GML and CM2ML
-LEAN_TYPES = {"LBM": "james120", "LBMJAMES128": "james128", "LBMJANMA": "janmahasatian"}  # SUVType -> formula
-SMALLEST_DOSE_BQ = 1e4  # less is a dose in MBq
-USUAL_DOSE_BQ = (1e6, 5e9)  # 89Zr and 124I are given from some 10 MBq, 82Rb and 15O up to some 3 GBq
-PHILIPS_CREATOR, PHILIPS_GROUP = "Philips PET Private Group", 0x7053
-PHILIPS_SUV, PHILIPS_ACTIVITY = 0x00, 0x09
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class SuvFactor:
     """How to make SUV from the rescaled voxels of a PET series.
 
     `factor` is in `suv_units` per unit of the voxels (`units`), e.g. g/ml per Bq/ml. `slice_factors` has one per
-    header, in the order given; they differ only when the voxels are not decay-corrected. `kind` says by what the
-    uptake is normalised (`KINDS`). `inputs` are the values used, by keyword.
+    header, in the order given; they differ only when the voxels are not decay-corrected, or counts with a factor for
+    each slice. `kind` says by what the uptake is normalised (`KINDS`). `inputs` are the values used, by keyword.
     """
 
     factor: float
@@ -81,12 +76,14 @@ def suv_bw_factor(series: Sequence[Dataset], mode: str = "qiba") -> SuvFactor:
     Raises
     ------
     AutopetError
-        A value is missing or impossible, or no PET nuclide has the half-life; names the tag.
+        A value is missing or impossible, headers contradict each other, or no PET nuclide has the half-life; names
+        the tag.
     """
     if mode not in MODES:
         raise AutopetError(f"unknown SUV mode {mode!r}; use one of {', '.join(MODES)}")
     if not series:
         raise AutopetError("an SUV factor needs the headers of the PET slices, found none")
+    check_agreement(series)
     reader = Reader(_first_by_position(series))
     if mode == "challenge":
         return _challenge(reader, series)
@@ -97,7 +94,7 @@ def suv_bw_factor(series: Sequence[Dataset], mode: str = "qiba") -> SuvFactor:
         raise AutopetError(
             f"{tag_name('Units')} is {units or 'missing'}, expected one of {known}; choose another PET series"
         )
-    return rule(reader, series)
+    return _result(reader, rule(reader, series), mode=mode, units=units)
 
 
 def suv_lbm(series: Sequence[Dataset], mode: str = "qiba", *, formula: str = "janmahasatian") -> SuvFactor:
@@ -117,6 +114,7 @@ def suv_lbm(series: Sequence[Dataset], mode: str = "qiba", *, formula: str = "ja
         As `suv_bw_factor`; PatientSize (0010,1020) or PatientSex (0010,0040) is missing or impossible.
     """
     by_weight = suv_bw_factor(series, mode)
+    check_agreement(series, ("PatientSize", "PatientSex"))
     reader = Reader(_first_by_position(series))
     ratio = read_lean_mass_kg(reader, formula) / read_weight_kg(reader)
     return _normalised(by_weight, reader, ratio, kind="lbm", symbol=f"lean mass ({formula}) / PatientWeight")
@@ -138,6 +136,7 @@ def suv_bsa(series: Sequence[Dataset], mode: str = "qiba", *, formula: str = "du
         As `suv_bw_factor`; PatientSize (0010,1020) is missing or impossible.
     """
     by_weight = suv_bw_factor(series, mode)
+    check_agreement(series, ("PatientSize",))
     reader = Reader(_first_by_position(series))
     ratio = read_surface_cm2(reader, formula) / (1000.0 * read_weight_kg(reader))
     return _normalised(by_weight, reader, ratio, kind="bsa", symbol=f"surface ({formula}) / (1000 * PatientWeight)")
@@ -163,20 +162,18 @@ def _first_by_position(series: Sequence[Dataset]) -> Dataset:
     return min(series, key=lambda header: float(position(header) @ normal))
 
 
-def _result(
-    reader: Reader, factors: Sequence[float], *, mode: str, units: str, decay_reference: str, formula: str
-) -> SuvFactor:
+def _result(reader: Reader, factors: Factors, *, mode: str, units: str) -> SuvFactor:
     return SuvFactor(
-        factor=float(factors[0]),
+        factor=float(factors.per_slice[0]),
         kind="bw",
         suv_units=SUV_UNITS["bw"],
         mode=mode,
         units=units,
-        decay_reference=decay_reference,
-        formula=formula,
+        decay_reference=factors.decay_reference,
+        formula=factors.formula,
         inputs=dict(reader.inputs),
         warnings=_once(reader.warnings),
-        slice_factors=tuple(float(factor) for factor in factors),
+        slice_factors=tuple(float(factor) for factor in factors.per_slice),
     )
 
 
@@ -184,143 +181,11 @@ def _once(warnings: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(warnings))
 
 
-# --- units (C.8.9.1, Units) ------------------------------------------------------------------------------------------
-
-
-def _from_activity(reader: Reader, series: Sequence[Dataset]) -> SuvFactor:
-    """BQML: voxels are Bq/ml."""
-    return _decayed(reader, series, units="BQML", to_activity=1.0, symbol="")
-
-
-def _from_counts(reader: Reader, series: Sequence[Dataset]) -> SuvFactor:
-    """CNTS of Philips: counts with a private factor to SUV, (7053,1000), or to Bq/ml, (7053,1009)."""
-    suv = _private_number(reader, PHILIPS_SUV)
-    if suv:
-        formula = "(7053,1000) SUV scale factor"
-        return _result(
-            reader,
-            [suv] * len(series),
-            mode="qiba",
-            units="CNTS",
-            decay_reference="set by the scanner",
-            formula=formula,
-        )
-    activity = _private_number(reader, PHILIPS_ACTIVITY)
-    if activity:
-        return _decayed(reader, series, units="CNTS", to_activity=activity, symbol="(7053,1009) * ")
-    raise AutopetError(
-        f"{tag_name('Units')} is CNTS, but neither (7053,1000) SUV scale factor nor (7053,1009) activity concentration "
-        f"factor of {PHILIPS_CREATOR!r} is above 0; keep private tags when anonymising"
-    )
-
-
-def _private_number(reader: Reader, element: int) -> float:
-    text = reader.private(PHILIPS_GROUP, PHILIPS_CREATOR, element)
-    try:
-        number = float(text or 0)
-    except ValueError:
-        number = -1.0
-    if number < 0 or not np.isfinite(number):
-        raise AutopetError(f"(7053,10{element:02X}) of {PHILIPS_CREATOR!r} is {text!r}, expected a number above 0")
-    return number
-
-
-def _from_suv(reader: Reader, series: Sequence[Dataset]) -> SuvFactor:
-    """GML and CM2ML: voxels are SUV already; which one says SUVType (0054,1006), else body weight and surface."""
-    units = reader.text("Units")
-    kind = reader.text("SUVType") or ("BSA" if units == "CM2ML" else "BW")
-    known = ("BSA",) if units == "CM2ML" else ("BW", *LEAN_TYPES, "IBW")
-    if kind not in known:
-        raise AutopetError(
-            f"{tag_name('SUVType')} is {kind}, expected one of {', '.join(known)} with {tag_name('Units')} {units}; "
-            "choose another PET series"
-        )
-    factor, formula = (1.0, "1 (SUV)") if kind == "BW" else _to_weight(reader, kind, units)
-    return _result(
-        reader,
-        [factor] * len(series),
-        mode="qiba",
-        units=units,
-        decay_reference="set by the scanner",
-        formula=formula,
-    )
-
-
-def _to_weight(reader: Reader, kind: str, units: str) -> tuple[float, str]:
-    """From SUV of another SUVType (C.8.9.1) to SUV by weight: dose and decay are in both, only the size differs."""
-    try:
-        weight = read_weight_kg(reader)
-        if kind == "BSA":
-            ratio, size = 1000.0 * weight / read_surface_cm2(reader, "dubois"), "surface (dubois) / 1000"
-        elif kind == "IBW":
-            ratio, size = weight / read_ideal_weight_kg(reader), "ideal weight"
-        else:
-            formula = LEAN_TYPES[kind]
-            ratio, size = weight / read_lean_mass_kg(reader, formula), f"lean mass ({formula})"
-    except AutopetError as error:
-        raise AutopetError(f"{tag_name('SUVType')} is {kind}, which to turn into SUV by weight: {error}") from error
-    reader.warnings.append(
-        f"voxels are SUV of {tag_name('SUVType')} {kind} ({tag_name('Units')} {units}): turned into SUV by weight, "
-        f"times {ratio:.6g} (PatientWeight / {size})"
-    )
-    return ratio, f"PatientWeight / ({size})"
-
-
-UNIT_RULES: dict[str, Callable[[Reader, Sequence[Dataset]], SuvFactor]] = {
-    "BQML": _from_activity,
-    "CNTS": _from_counts,
-    "GML": _from_suv,
-    "CM2ML": _from_suv,
-}
-
-
-def _decayed(reader: Reader, series: Sequence[Dataset], *, units: str, to_activity: float, symbol: str) -> SuvFactor:
-    """Weight over dose, decayed to the moment that DecayCorrection (0054,1102) says the voxels are corrected to."""
-    weight_g = 1000.0 * read_weight_kg(reader)
-    dose_bq, half_life_s = _dose_bq(reader), read_half_life_s(reader)
-    correction = reader.text("DecayCorrection")
-    start = f"{symbol}1000 * PatientWeight / "
-    if correction == "ADMIN":
-        uptake_s, decay_reference, formula = [0.0] * len(series), "injection (ADMIN)", start + "RadionuclideTotalDose"
-    elif correction in ("START", "NONE"):
-        moments, named = decay_moments(reader, series, correction, half_life_s)
-        injected = injection_moment(reader, min(moments), half_life_s)
-        uptake_s = [(moment - injected).total_seconds() for moment in moments]
-        decay_reference = f"{min(moments).isoformat()} ({correction}: {named})"
-        formula = start + f"(RadionuclideTotalDose * 0.5 ** (({named} - injection) / RadionuclideHalfLife))"
-    else:
-        tag = tag_name("DecayCorrection")
-        raise AutopetError(
-            f"{tag} is {correction or 'missing'}, expected START, ADMIN or NONE; correct the PET headers"
-        )
-    if correction != "NONE" and "DECY" not in values(reader.header, "CorrectedImage"):
-        reader.warnings.append(
-            f"{tag_name('CorrectedImage')} lacks DECY, but {tag_name('DecayCorrection')} is {correction}"
-        )
-    factors = [to_activity * weight_g / (dose_bq * 0.5 ** (seconds / half_life_s)) for seconds in uptake_s]
-    reader.inputs["uptake_s"] = f"{min(uptake_s):.3f}"
-    return _result(reader, factors, mode="qiba", units=units, decay_reference=decay_reference, formula=formula)
-
-
-def _dose_bq(reader: Reader) -> float:
-    dose_bq = reader.positive("RadionuclideTotalDose", "Bq", reader.injection)
-    if dose_bq < SMALLEST_DOSE_BQ:
-        raise AutopetError(
-            f"{tag_name('RadionuclideTotalDose')} is {dose_bq:g}, expected Bq, not MBq; correct the PET headers"
-        )
-    low, high = USUAL_DOSE_BQ
-    if not low <= dose_bq <= high:
-        reader.warnings.append(
-            f"{tag_name('RadionuclideTotalDose')} is {dose_bq:g} Bq, usual are {low:g} to {high:g} Bq: check its unit"
-        )
-    return dose_bq
-
-
 # --- the challenge's equation ----------------------------------------------------------------------------------------
 
 
 def _challenge(reader: Reader, series: Sequence[Dataset]) -> SuvFactor:
-    weight_g, dose_bq, half_life_s = 1000.0 * read_weight_kg(reader), _dose_bq(reader), read_half_life_s(reader)
+    weight_g, dose_bq, half_life_s = 1000.0 * read_weight_kg(reader), read_dose_bq(reader), read_half_life_s(reader)
     times_s = []
     for keyword, source in (("AcquisitionTime", None), ("RadiopharmaceuticalStartTime", reader.injection)):
         text = reader.text(keyword, source)
@@ -349,6 +214,4 @@ def _challenge(reader: Reader, series: Sequence[Dataset]) -> SuvFactor:
         "((AcquisitionTime - RadiopharmaceuticalStartTime) / RadionuclideHalfLife))"
     )
     reference = f"{reader.inputs['AcquisitionTime']} (AcquisitionTime of the first slice by position)"
-    return _result(
-        reader, [factor] * len(series), mode="challenge", units=units, decay_reference=reference, formula=formula
-    )
+    return _result(reader, Factors([factor] * len(series), reference, formula), mode="challenge", units=units)

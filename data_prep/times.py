@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 
 from pydicom.dataset import Dataset
 
@@ -12,11 +13,27 @@ from data_prep.attributes import tag_name, values
 
 DAY = dt.timedelta(days=1)
 NO_DATE = dt.date(1900, 1, 2)  # for headers without any date
+LONGEST_SCAN = dt.timedelta(hours=6)
 
 
 def acquisition_moment(header: Dataset) -> dt.datetime:
-    """AcquisitionDate and AcquisitionTime, local."""
-    return moment_of(header, "AcquisitionDate", "AcquisitionTime")
+    """AcquisitionDate and AcquisitionTime, local; the date is `is_past_midnight`'s when there is none."""
+    moment = moment_of(header, "AcquisitionDate", "AcquisitionTime")
+    return moment + DAY if is_past_midnight(header) else moment
+
+
+def is_past_midnight(header: Dataset) -> bool:
+    """Whether a header without AcquisitionDate was acquired on the day after its series began.
+
+    Its AcquisitionTime is so long before SeriesTime that on the same date the series would begin long after its own
+    slices, while on the next day it is within `LONGEST_SCAN` of the beginning. Less long before is a SeriesTime that a
+    later reconstruction has overwritten: a scan of 10:00, reconstructed at 23:00, is no scan of the next day.
+    """
+    series, acquired = values(header, "SeriesTime"), values(header, "AcquisitionTime")
+    if values(header, "AcquisitionDate") or not series or not acquired:
+        return False
+    began = time_of_day(series[0], tag_name("SeriesTime"))
+    return began - time_of_day(acquired[0], tag_name("AcquisitionTime")) >= DAY - LONGEST_SCAN
 
 
 def moment_of(header: Dataset, date_keyword: str, time_keyword: str) -> dt.datetime:
@@ -30,6 +47,7 @@ def moment_of(header: Dataset, date_keyword: str, time_keyword: str) -> dt.datet
     return dt.datetime.combine(date, dt.time()) + time_of_day(time[0], tag_name(time_keyword))
 
 
+@lru_cache(maxsize=1024)
 def _date(text: str, tag: str) -> dt.date:
     try:
         return dt.datetime.strptime(text.strip().replace(".", "").replace("-", ""), "%Y%m%d").date()
@@ -37,6 +55,7 @@ def _date(text: str, tag: str) -> dt.date:
         raise AutopetError(f"{tag} is {text!r}, expected YYYYMMDD; correct the PET headers") from error
 
 
+@lru_cache(maxsize=4096)  # the slices of a series share a few times
 def time_of_day(text: str, tag: str) -> dt.timedelta:
     """HH, HHMM, HHMMSS or HHMMSS.ffffff since midnight; colons of old files are allowed."""
     match = re.fullmatch(r"(\d\d)(?:(\d\d)(?:(\d\d)(\.\d*)?)?)?", text.strip().replace(":", ""))

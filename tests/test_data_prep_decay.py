@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.decay import GE_CREATOR
+from data_prep.injection import GE_CREATOR
 from data_prep.suv import suv_bw_factor
 
 
@@ -229,7 +229,7 @@ def test_ge_administration_date_that_was_not_shifted():
 
 def test_zirconium_three_days_after_the_injection():
     """37 MBq of 89Zr (282276 s) for 70 kg, 72 h before: 70000 / 37e6 * 2^(259200/282276) = 1.8918919e-3 * 1.8898225."""
-    zirconium = {"RadionuclideHalfLife": 282276, "RadionuclideTotalDose": 37e6}
+    zirconium = {"RadionuclideHalfLife": 282276, "RadionuclideTotalDose": 37e6, "RadiopharmaceuticalStartTime": "1000"}
     found = suv_bw_factor(altered(**zirconium, RadiopharmaceuticalStartDateTime="20191230100000"))
     assert found.factor == pytest.approx(1.8918919e-3 * 1.8898225, rel=1e-6)
     assert found.warnings == ()
@@ -335,3 +335,132 @@ def test_law_an_offset_from_utc_changes_nothing(moment, hours, half, zone_hours)
 
 def _offset(minutes: int) -> str:
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
+
+
+# --- a start of the series that the slices contradict ----------------------------------------------------------------
+# dicom_maker's frames of 120 s with FrameReferenceTime 60 s: the slices say 10:00:00 - 60 s + 59.936854 s.
+
+DERIVED = 4e-4 * 2 ** (-0.063146 / 6586.2)
+
+
+@pytest.mark.parametrize(("time", "factor"), [("090000", 2.7385317e-4), ("083000", 2.265931e-4)])
+def test_a_series_time_long_before_the_slices_is_told(time, factor):
+    """2e-4 * 2^(2986.2/6586.2) = 2.73853e-4 at 09:00, 1.461 times less; 2e-4 * e^0.1248386 = 2.265931e-4 at 08:30."""
+    found = suv_bw_factor(altered(SeriesTime=time))
+    assert found.factor == pytest.approx(factor, rel=1e-6)
+    (warning,) = found.warnings
+    assert f"SeriesTime (0008,0031) 2020-01-02T{time[:2]}:{time[2:4]}:00 is used as the start" in warning
+    assert "FrameReferenceTime (0054,1300) say 2020-01-02T09:59:59.936" in warning
+    assert f"SUVs {4e-4 / factor:.4g} times as large" in warning
+
+
+@pytest.mark.parametrize(("reference_ms", "warned"), [(0, 0), (119000, 0), (122000, 1), (900000, 1)])
+def test_a_minute_of_the_frame_reference_time_is_no_contradiction(reference_ms, warned):
+    """SeriesTime and AcquisitionTime are 10:00. 0 counts to the frame's start; 900 s say that it began at 09:46."""
+    found = suv_bw_factor(altered(FrameReferenceTime=reference_ms))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert len(found.warnings) == warned
+
+
+def test_frame_reference_time_zero_with_long_frames():
+    """Real GE headers: 0 in frames of 300 s, whose mean is at 149.6 s."""
+    assert suv_bw_factor(altered(FrameReferenceTime=0, ActualFrameDuration=300000)).warnings == ()
+
+
+def test_the_series_start_in_every_acquisition_time():
+    """Real GE headers: AcquisitionTime is the series' for all beds, FrameReferenceTime that of the beds from 0."""
+    headers = altered(ActualFrameDuration=300000)
+    for index, header in enumerate(headers):
+        header.FrameReferenceTime = 303000 * (index // 2)
+    assert suv_bw_factor(headers).warnings == ()
+    for header in headers:
+        header.SeriesTime = "120000"
+    found = suv_bw_factor(headers)
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert any("slices disagree by" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        ("000000", "is empty (midnight), long before the acquisition 2020-01-02T09:59:59.936"),
+        ("000000.00", "is empty (midnight)"),
+        ("080000", "2020-01-02T08:00:00 is before the injection 2020-01-02T08:10:13.8"),
+        ("081013.70", "2020-01-02T08:10:13.700000 is before the injection"),
+    ],
+)
+def test_a_series_time_that_cannot_be_true(time, text):
+    found = suv_bw_factor(altered(SeriesTime=time))
+    assert found.factor == pytest.approx(DERIVED, rel=1e-9)
+    (warning,) = found.warnings
+    assert f"SeriesTime (0008,0031) {text}" in warning
+    assert "the start of the series is derived from FrameReferenceTime (0054,1300)" in warning
+
+
+@pytest.mark.parametrize("time", ["000000", "080000"])
+def test_a_series_time_that_cannot_be_true_without_frame_times(time):
+    found = suv_bw_factor(altered(SeriesTime=time, FrameReferenceTime=None))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert "FrameReferenceTime (0054,1300) or ActualFrameDuration (0018,1242) is missing" in found.warnings[0]
+
+
+def test_a_scan_that_begins_at_midnight():
+    headers = altered(SeriesTime="000000", AcquisitionTime="000000", RadiopharmaceuticalStartTime="221013.80")
+    found = suv_bw_factor(headers)
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert found.decay_reference == "2020-01-02T00:00:00 (START: SeriesTime)"
+
+
+def test_frame_times_that_are_no_numbers_do_not_matter_to_a_good_series_time():
+    found = suv_bw_factor(altered(ActualFrameDuration=0))
+    assert found.factor == pytest.approx(4e-4, rel=1e-12)
+    assert "SeriesTime (0008,0031) cannot be checked: ActualFrameDuration (0018,1242) is 0" in found.warnings[0]
+
+
+def test_series_times_that_differ_are_told():
+    headers = altered()
+    for header in headers[:3]:
+        header.SeriesTime = "101000"
+    for order in (headers, headers[::-1]):
+        found = suv_bw_factor(order)
+        assert found.factor == pytest.approx(4e-4, rel=1e-12)
+        (warning,) = found.warnings
+        assert "SeriesTime (0008,0031) differ over the slices, from 2020-01-02T10:00:00 to 2020-01-02T10:10" in warning
+
+
+@pytest.mark.parametrize("start", ["20200102110000.00", "20200102100002.00", "19991231100500.00"])
+def test_ge_scan_start_after_the_acquisition_is_refused(start):
+    found = suv_bw_factor(_ge(altered(SeriesTime="120000"), start=start))
+    assert found.factor == pytest.approx(DERIVED, rel=1e-9)
+    assert any("(0009,100D) of GEMS_PETD_01, 2020-01-02T1" in item and "not used" in item for item in found.warnings)
+    assert "derived from FrameReferenceTime (0054,1300)" in found.warnings[-1]
+
+
+def test_ge_scan_start_far_from_the_slices_is_told():
+    """08:30 is 1186.2 s after the injection. Within a minute, and with FrameReferenceTime 0, nothing is said."""
+    found = suv_bw_factor(_ge(altered(SeriesTime="120000"), start="20200102083000.00"))
+    assert found.factor == pytest.approx(2e-4 * 2 ** (1186.2 / 6586.2), rel=1e-12)
+    (warning,) = found.warnings
+    assert "2020-01-02T08:30:00, 5400 s from what AcquisitionTime (0008,0032)" in warning
+    for reference_ms in (0, 60000):
+        headers = altered(SeriesTime="120000", FrameReferenceTime=reference_ms, ActualFrameDuration=300000)
+        (warning,) = suv_bw_factor(_ge(headers, start="20200102100000.00")).warnings
+        assert " s from what" not in warning
+
+
+def test_a_scan_across_midnight_without_acquisition_dates():
+    """23:50 and, of the later beds, 00:05 of the next day; injected an hour before, at 22:50."""
+    headers = altered(
+        SeriesTime="235000", AcquisitionTime="235000", AcquisitionDate=None, RadiopharmaceuticalStartTime="225000",
+        RadiopharmaceuticalStartDateTime="20200102225000",
+    )  # fmt: skip
+    for header in headers[3:]:
+        header.AcquisitionTime, header.FrameReferenceTime = "000500", 960000
+    found = suv_bw_factor(headers)
+    assert found.factor == pytest.approx(2e-4 * 2 ** (3600 / 6586.2), rel=1e-12)
+    (warning,) = found.warnings
+    assert "AcquisitionDate (0008,0022) is missing, and AcquisitionTime (0008,0032) of 3 slices" in warning
+    for header in headers:
+        header.DecayCorrection = "NONE"
+    none = suv_bw_factor(headers).slice_factors
+    assert none[5] / none[0] == pytest.approx(2 ** (900 / 6586.2), rel=1e-9)

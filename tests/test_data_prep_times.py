@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from autopet.errors import AutopetError
-from data_prep.times import moment_of, split_datetime, time_of_day, utc_offset
+from data_prep.times import (
+    acquisition_moment,
+    is_past_midnight,
+    moment_of,
+    split_datetime,
+    time_of_day,
+    utc_offset,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +74,21 @@ def test_impossible_dates_name_the_tag(text):
     header.add_new("SeriesDate", "LO", text)
     with pytest.raises(AutopetError, match=r"SeriesDate \(0008,0021\) is .* expected YYYYMMDD"):
         moment_of(header, "SeriesDate", "SeriesTime")
+
+
+@pytest.mark.parametrize(
+    ("series", "acquired", "date", "expected"),
+    [
+        ("235000", "000500", None, dt.datetime(2020, 1, 3, 0, 5)),
+        ("235000", "235000", None, dt.datetime(2020, 1, 2, 23, 50)),
+        ("235000", "000500", "20200102", dt.datetime(2020, 1, 2, 0, 5)),  # a date that is there is believed
+        ("230000", "100000", None, dt.datetime(2020, 1, 2, 10)),  # 13 h later: a reconstruction in the evening
+        (None, "000500", None, dt.datetime(2020, 1, 2, 0, 5)),
+    ],
+)
+def test_slices_past_midnight_without_a_date(series, acquired, date, expected):
+    header = Dataset()
+    header.SeriesDate, header.SeriesTime, header.AcquisitionTime = "20200102", series, acquired
+    header.AcquisitionDate = date
+    assert acquisition_moment(header) == expected
+    assert is_past_midnight(header) == (expected.day == 3)
