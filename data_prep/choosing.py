@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from pydicom.dataset import Dataset
-
 from autopet.errors import AutopetError
-from data_prep.attributes import orientation, position, tag_name, values
+from data_prep.attributes import orientation, position, tag_name, values, whole_number
+from data_prep.coverage import cover, is_parallel, length_mm, shares_frame
+from data_prep.finding import looks_like_dicom
 from data_prep.inventory import Choice, Found, MissingSeriesError, Series, Study
+from data_prep.stacking import stack_problem
 
 UNITS = ("BQML", "CNTS", "GML", "CM2ML")  # of Units (0054,1001), that can become SUV
 STILL = ("STATIC", "WHOLE BODY")  # value 1 of Series Type (0054,1000), C.8.9.1.1.4
 REFORMATTED = ("REFORMATTED", "MPR", "CSA MPR", "PROJECTION IMAGE", "MIP", "CPR")  # values of Image Type (0008,0008)
-PARALLEL_COSINE = 0.98  # of the angle between two stacks' normals; gantries tilt a few degrees
 PLACE_MM = 0.1  # planes that lie closer are at the same place
 LENGTH_STEP_MM = 20.0  # PETs are as long as each other below this
-COVERS_TENTHS = 8  # of the PET's length: a CT that covers less is the last resort
+COVERAGE_STEP = 0.1  # of what the best CT covers of the PET: CTs cover as much as each other below this
+REFERRED = "being referred to by a segmentation"
+STACKED = "slices that make one volume"
 NAMED = "named by --series-uid"
 Rank = dict[str, object]  # criterion -> what to sort by, the best is the smallest
 
@@ -48,22 +49,52 @@ def choose(study: Study, *, series_uids: Sequence[str] = ()) -> Choice:
     if missing:
         found = Counter(str(series.headers[0].get("Modality", "?")) for series in study.series)
         listed = ", ".join(f"{count} {modality}" for modality, count in sorted(found.items()))
-        raise MissingSeriesError(f"no {' and no '.join(missing)} series in the study (series found: {listed})")
+        raise MissingSeriesError(
+            f"no {' and no '.join(missing)} series in the study (series found: {listed or 'none'})"
+            + "".join(f"; {text}" for text in study.warnings)
+        )
     named = [series for series in study.series if series.uid in series_uids]
     _refuse_useless(named)
-    pet, pet_reason, warnings = _choose_pet(study.of_role("PET"), _named(named, "PET"))
+    masks = [series for role in ("SEG", "RTSTRUCT") for series in study.of_role(role)]
+    named_masks = [series for series in masks if series in named]
+    pet, pet_reason, warnings = _choose_pet(study.of_role("PET"), named_masks or masks, _named(named, "PET"))
     ct, ct_reason = _choose_ct(study.of_role("CT"), pet, _named(named, "CT"))
-    chosen = [series for role in ("SEG", "RTSTRUCT") for series in study.of_role(role)]
+    _refuse_damage(study, (pet, ct, *masks))
     reasons = [pet_reason, ct_reason]
-    if segmentations := [series for series in chosen if series in named]:
-        chosen = segmentations
-        reasons.append(f"segmentation: {', '.join(series.title for series in chosen)}, {NAMED}")
-    warnings += [*pet.notes, *ct.notes]
-    if not _shares_frame(ct, pet):
+    if named_masks:
+        masks = named_masks
+        reasons.append(f"segmentation: {', '.join(series.title for series in masks)}, {NAMED}")
+    warnings += [note for series in (pet, ct, *masks) for note in series.notes]
+    return Choice(ct, pet, tuple(masks), tuple(reasons), (*warnings, *_fit_warnings(ct, pet)))
+
+
+def _fit_warnings(ct: Series, pet: Series) -> list[str]:
+    """What the headers of CT and PET say against their fit."""
+    warnings = []
+    found = cover(ct, pet)
+    if found.volume and not found.is_wide:
+        warnings.append(
+            f"the CT's field of view is small, it covers {100 * found.width:.0f} % of the PET's width and "
+            f"{100 * found.height:.0f} % of its height ({tag_name('PixelSpacing')}, {tag_name('Rows')}, "
+            f"{tag_name('Columns')}), -1024 HU beyond; add a CT of the whole body to the study"
+        )
+    if not shares_frame(ct, pet):
         warnings.append(
             f"CT and PET differ in {tag_name('FrameOfReferenceUID')}; positions are taken as they are, check the fit"
         )
-    return Choice(ct, pet, tuple(chosen), tuple(reasons), tuple(warnings))
+    return warnings
+
+
+def _refuse_damage(study: Study, chosen: Sequence[Series]) -> None:
+    """A damaged file among those of a series that is used may be one of its images: at its ends no gap would tell."""
+    beside = {path.parent: (path.suffix, series.title) for series in chosen for path in series.paths}
+    for path in study.unreadable:
+        suffix, title = beside.get(path.parent, ("", ""))
+        if title and (path.suffix == suffix or looks_like_dicom(path)):
+            raise AutopetError(
+                f"{path} lies among the files of {title}, but is not readable as DICOM; copy or download it anew, or "
+                "remove it when it is no image"
+            )
 
 
 def unknown_series(found: Found, uids: Sequence[str]) -> list[str]:
@@ -94,8 +125,13 @@ def _named(named: Sequence[Series], role: str) -> Series | None:
 # --- PET -------------------------------------------------------------------------------------------------------------
 
 
-def _choose_pet(candidates: Sequence[Series], named: Series | None) -> tuple[Series, str, list[str]]:
-    """Attenuation-corrected PET in units that can become SUV (C.8.9.1), why, and warnings."""
+def _choose_pet(
+    candidates: Sequence[Series], masks: Sequence[Series], named: Series | None
+) -> tuple[Series, str, list[str]]:
+    """Attenuation-corrected PET in units that can become SUV (C.8.9.1), why, and warnings.
+
+    Of several, the one that the study's segmentations (`masks`) were made on.
+    """
     if named:
         return _take_named_pet(named)
     refusals = {series.uid: _pet_refusal(series) or _uncorrected(series) for series in candidates}
@@ -103,9 +139,17 @@ def _choose_pet(candidates: Sequence[Series], named: Series | None) -> tuple[Ser
     refused = "; ".join(f"{series.title}: {refusals[series.uid]}" for series in candidates if refusals[series.uid])
     if not usable:
         raise AutopetError(f"no attenuation-corrected still PET in the study, add such a series. {refused}")
-    best, preferred, close = _best(usable, _pet_rank)
+    sources = [series.uid for series in candidates if any(series.is_source_of(mask) for mask in masks)]
+    best, preferred, close = _best(usable, lambda series: _pet_rank(series, sources))
     reason = f"PET: {best.title}, with ATTN in {tag_name('CorrectedImage')} and {tag_name('Units')} {best.first.Units}"
     warnings = []
+    if best.uid in sources:
+        reason += ", referred to by a segmentation"
+    elif sources:
+        warnings.append(
+            f"the segmentation refers to another PET, {', '.join(sources)}, that cannot be converted (see the reasons "
+            "in audit.json); check that the mask fits the one that is"
+        )
     if close:
         warnings.append(
             f"another attenuation-corrected PET may be meant: {', '.join(close)}; the choice is {best.title} "
@@ -132,6 +176,8 @@ def _pet_refusal(series: Series) -> str:
     frames = time_frames(series)
     if series.problem:
         return series.problem
+    if values(series.first, "SeriesType")[1:] == ("REPROJECTION",):
+        return f"{tag_name('SeriesType')} says REPROJECTION: views from around the patient, no slices"
     if units not in UNITS:
         return f"{tag_name('Units')} is {units}, expected one of {', '.join(UNITS)}"
     if frames > 1:
@@ -168,15 +214,16 @@ def time_frames(series: Series) -> int:
     return max(len(found) for found in moments.values())
 
 
-def _pet_rank(series: Series) -> Rank:
+def _pet_rank(series: Series, sources: Sequence[str]) -> Rank:
     kinds = values(series.first, "SeriesType")
-    length_mm = _length_mm(series)
     return {
+        REFERRED: series.uid not in sources,
+        STACKED: bool(stack_problem(series)),
         tag_name("SeriesType"): bool(kinds) and kinds[0] not in STILL,
         tag_name("ImageType"): _image_type_rank(series),
-        "length": -round(length_mm / LENGTH_STEP_MM),
+        "length": -round(length_mm(series) / LENGTH_STEP_MM),
         "number of slices": -series.images,
-        tag_name("Rows"): -int(series.first.get("Rows") or 0),
+        tag_name("Rows"): -_rows(series),
         "the smaller UID": series.uid,
     }
 
@@ -187,25 +234,35 @@ def _pet_rank(series: Series) -> Rank:
 def _choose_ct(candidates: Sequence[Series], pet: Series, named: Series | None) -> tuple[Series, str]:
     if named:
         return named, f"CT: {named.title}, {NAMED}"
-    best, preferred, _ = _best(candidates, lambda series: _ct_rank(series, pet))
+    most = max(cover(series, pet).volume for series in candidates)
+    best, preferred, _ = _best(candidates, lambda series: _ct_rank(series, pet, most))
     if best.images < 2 or _is_localizer(best):
         raise MissingSeriesError(f"the only CT is a localizer or a single slice: {best.title}")
-    frame = "in the PET's frame of reference" if _shares_frame(best, pet) else "in another frame of reference"
-    reason = f"CT: {best.title}, {frame}, covers about {10 * _covered_tenths(best, pet)} % of the PET's length"
-    return best, _reason(reason, preferred)
+    frame = "in the PET's frame of reference" if shares_frame(best, pet) else "in another frame of reference"
+    found = cover(best, pet)
+    covers = (
+        f"covers about {10 * round(10 * found.length)} % of the PET's length, {100 * found.volume:.0f} % of its volume"
+    )
+    return best, _reason(f"CT: {best.title}, {frame}, {covers}", preferred)
 
 
-def _ct_rank(series: Series, pet: Series) -> Rank:
+def _ct_rank(series: Series, pet: Series, most: float) -> Rank:
+    """`most` is the largest share of the PET's volume that a CT of the study covers.
+
+    That slices make a volume counts only among CTs that show the body: a few slices of the neck are no way out when
+    the CT of the whole body lacks one; its error is.
+    """
     kinds = values(series.first, "ImageType")
-    covered = _covered_tenths(series, pet)
+    covered = cover(series, pet)
     return {
         "being more than a localizer": series.images < 2 or _is_localizer(series),
-        tag_name("FrameOfReferenceUID"): not _shares_frame(series, pet),
-        "slices parallel to the PET's": not _is_parallel(series, pet),
+        tag_name("FrameOfReferenceUID"): not shares_frame(series, pet),
+        "slices parallel to the PET's": not is_parallel(series, pet),
         tag_name("RescaleType"): (*values(series.first, "RescaleType"), "HU")[0] not in ("HU", "US"),
-        "coverage of the PET": covered < COVERS_TENTHS,
+        "coverage of the PET": not covered.is_whole,
+        STACKED: bool(stack_problem(series)),
         tag_name("ImageType"): (*_image_type_rank(series), "AXIAL" not in kinds),
-        "more coverage of the PET": -covered,
+        "more coverage of the PET": round((1 - covered.volume / max(most, 1e-6)) / COVERAGE_STEP),
         "number of slices": -series.images,
         "the smaller UID": series.uid,
     }
@@ -221,7 +278,7 @@ def _is_localizer(series: Series) -> bool:
 def _best(candidates: Sequence[Series], rank: Callable[[Series], Rank]) -> tuple[Series, str, list[str]]:
     """The best series, what it was preferred to and by which criterion, and those left that come close.
 
-    Close is what differs in neither a kind of series nor of image: only in size or UID.
+    Close is what no segmentation and no kind of series or of image tells apart: only being whole, size or UID.
     """
     ranks = {series.uid: rank(series) for series in candidates}
     best = min(candidates, key=lambda series: tuple(ranks[series.uid].values()))
@@ -231,8 +288,9 @@ def _best(candidates: Sequence[Series], rank: Callable[[Series], Rank]) -> tuple
             continue
         pairs = ranks[series.uid].items()
         criterion = next(name for name, value in pairs if value != ranks[best.uid][name])
-        preferred.append(f"{series.title} by {criterion}")
-        if criterion not in (tag_name("SeriesType"), tag_name("ImageType")):
+        detail = f" (of the other: {stack_problem(series)})" if criterion == STACKED else ""
+        preferred.append(f"{series.title} by {criterion}{detail}")
+        if criterion not in (REFERRED, tag_name("SeriesType"), tag_name("ImageType")):
             close.append(series.title)
     return best, f"preferred to {', '.join(preferred)}" if preferred else "", close
 
@@ -246,37 +304,8 @@ def _image_type_rank(series: Series) -> tuple[bool, ...]:
     return any(kind in REFORMATTED for kind in kinds), *(kind not in kinds for kind in ("ORIGINAL", "PRIMARY"))
 
 
-def _shares_frame(first: Series, second: Series) -> bool:
-    frame = first.first.get("FrameOfReferenceUID")
-    return bool(frame) and frame == second.first.get("FrameOfReferenceUID")
-
-
-def _is_parallel(series: Series, pet: Series) -> bool:
+def _rows(series: Series) -> int:
     try:
-        return bool(abs(orientation(series.first)[2] @ orientation(pet.first)[2]) > PARALLEL_COSINE)
-    except AutopetError:
-        return False
-
-
-def _covered_tenths(series: Series, pet: Series) -> int:
-    """How much of the PET's length a series covers, along the PET's normal, in tenths."""
-    try:
-        normal = orientation(pet.first)[2]
-        low, high = _extent(pet.frames, normal)
-        other_low, other_high = _extent(series.frames, normal)
-    except AutopetError:
+        return whole_number(series.first, "Rows")
+    except AutopetError:  # the loader says what is wrong
         return 0
-    return round(10 * max(0.0, min(high, other_high) - max(low, other_low)) / max(high - low, 1e-6))
-
-
-def _length_mm(series: Series) -> float:
-    try:
-        low, high = _extent(series.frames, orientation(series.first)[2])
-    except AutopetError:
-        return 0.0
-    return high - low
-
-
-def _extent(headers: Sequence[Dataset], normal: np.ndarray) -> tuple[float, float]:
-    along = [float(position(header) @ normal) for header in headers]
-    return min(along), max(along)

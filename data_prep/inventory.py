@@ -38,6 +38,11 @@ ROLES = {
 }
 
 
+def role_of(header: Dataset) -> str:
+    """CT, PET, SEG, RTSTRUCT or nothing, from SOPClassUID (0008,0016)."""
+    return ROLES.get(str(header.get("SOPClassUID", "")), "")
+
+
 class MissingSeriesError(AutopetError):
     """A study without CT or without PET: nothing is wrong with its files, there is nothing to convert."""
 
@@ -46,13 +51,15 @@ class MissingSeriesError(AutopetError):
 class Series:
     """The files of one series, sorted by path, with the headers that the scan reads of each.
 
-    `notes` say what was left out of it.
+    `notes` say what was left out of it; `refers_to` are the UIDs of the series and images that a segmentation names as
+    its source.
     """
 
     uid: str
     headers: tuple[Dataset, ...]
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    refers_to: frozenset[str] = frozenset()
 
     @cached_property
     def frames(self) -> tuple[Dataset, ...]:
@@ -66,7 +73,12 @@ class Series:
         """The series with some of its files, and notes about the others."""
         chosen = tuple(indices)
         headers, paths = tuple(self.headers[index] for index in chosen), tuple(self.paths[index] for index in chosen)
-        return Series(self.uid, headers, paths, (*self.notes, *notes))
+        return Series(self.uid, headers, paths, (*self.notes, *notes), self.refers_to)
+
+    def is_source_of(self, segmentation: Series) -> bool:
+        """Whether a segmentation names this series, or an image of it, as what it was made on."""
+        images = (str(header.SOPInstanceUID) for header in self.headers)
+        return self.uid in segmentation.refers_to or any(uid in segmentation.refers_to for uid in images)
 
     @property
     def problem(self) -> str:
@@ -86,7 +98,7 @@ class Series:
     @property
     def role(self) -> str:
         """CT, PET, SEG, RTSTRUCT or nothing, from SOPClassUID (0008,0016)."""
-        return ROLES.get(str(self.headers[0].get("SOPClassUID", "")), "")
+        return role_of(self.headers[0])
 
     @property
     def title(self) -> str:

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from autopet.errors import AutopetError, one_line
+from autopet.errors import AutopetError
 from autopet.volume import Volume
-from data_prep.attributes import COSINE_TOLERANCE, orientation, pixel_spacing, position, read_dicom, tag_name, values
+from data_prep.attributes import read_dicom, tag_name, values, whole_number
+from data_prep.inventory import Series
 from data_prep.multiframe import frame_headers, is_multiframe, refuse_late_reference
-from data_prep.series import Series
+from data_prep.pixels import refuse_volume, stored_values
+from data_prep.stacking import copies, stack, uniform_pixels_mm
 
-STEP_TOLERANCE = 0.05  # of the slice distance; GE rounds bed overlaps by 0.6 %
-DRIFT_TOLERANCE_MM = 1.0  # sideways, over the whole stack
-SPACING_TOLERANCE_MM = 1e-3
-PLACES_NAMED = 3  # gaps that an error lists
-TELLING = ("AcquisitionNumber", "AcquisitionTime", "FrameReferenceTime", "ImageType")  # apart slices at one place
+PLACES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")  # what copies of a file agree in
+PLACE_TOLERANCE = 1e-4  # mm or direction cosine; a second export may write fewer digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +35,11 @@ class LoadedSeries:
 
 @dataclass(frozen=True, eq=False)
 class _Image:
-    """One plane, rescaled, and its header without pixels."""
+    """One plane, rescaled, its header without pixels, and the file."""
 
     plane: np.ndarray
     header: Dataset
+    path: Path
 
 
 def load_series(series: Series) -> LoadedSeries:
@@ -62,11 +62,13 @@ def load_series(series: Series) -> LoadedSeries:
     if series.problem:
         raise AutopetError(series.problem)
     distinct, notes = _without_copies(series)
-    order, grid = _stack(distinct)
+    order, grid = stack(distinct)
+    refuse_volume(distinct)
     images = [image for path in distinct.paths for image in _read_file(path, whole=series.role == "CT")]
     images = [images[index] for index in order]
     headers = tuple(image.header for image in images)
-    x, y = _pixel_spacing(images, series)
+    shapes, paths = [image.plane.shape for image in images], [image.path for image in images]
+    x, y = uniform_pixels_mm(series, headers, shapes, paths=paths)
     if series.role == "PET":
         refuse_late_reference(headers)
     array = np.stack([image.plane for image in images])  # int16 and float32 together become float32
@@ -74,158 +76,74 @@ def load_series(series: Series) -> LoadedSeries:
     return LoadedSeries(volume, headers, (*notes, *_warnings(distinct, headers)))
 
 
-def _pixel_spacing(images: Sequence[_Image], series: Series) -> tuple[float, float]:
-    """Distance of columns and rows in mm, the same in all slices."""
-    shapes = {image.plane.shape for image in images}
-    if len(shapes) > 1:
-        raise AutopetError(
-            f"{tag_name('Rows')} and {tag_name('Columns')} differ within {series.title}: {sorted(shapes)}; "
-            "export one reconstruction only"
-        )
-    spacings = np.array([pixel_spacing(image.header) for image in images])
-    if np.ptp(spacings, axis=0).max() > SPACING_TOLERANCE_MM:
-        raise AutopetError(f"{tag_name('PixelSpacing')} differs within {series.title}; export one reconstruction only")
-    return float(spacings[0, 0]), float(spacings[0, 1])
-
-
-# --- the stack -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Stack:
-    step_mm: float
-    origin_mm: tuple[float, float, float]
-    direction: tuple[float, ...]
-
-
-def _stack(series: Series) -> tuple[np.ndarray, _Stack]:
-    """Order of the slices along their normal, and where the stack lies."""
-    axes = orientation(series.first)
-    if any(np.abs(orientation(header) - axes).max() > COSINE_TOLERANCE for header in series.frames):
-        raise AutopetError(
-            f"{tag_name('ImageOrientationPatient')} differs within {series.title}; export one stack only"
-        )
-    positions = np.array([position(header) for header in series.frames])
-    order = np.argsort(positions @ axes[2], kind="stable")
-    positions = positions[order]
-    step_mm = _uniform_step_mm(positions @ axes[2], series, order)
-    drift_mm = np.abs((positions - positions[0]) @ axes[:2].T).max()
-    if drift_mm > DRIFT_TOLERANCE_MM:
-        raise AutopetError(
-            f"{tag_name('ImagePositionPatient')} moves sideways by {drift_mm:.3g} mm within {series.title}: a sheared "
-            f"stack (see {tag_name('GantryDetectorTilt')}); resample it to an upright one"
-        )
-    x, y, z = (float(value) for value in positions[0])
-    return order, _Stack(step_mm, (x, y, z), tuple(float(value) for value in axes.T.ravel()))
-
-
-def _uniform_step_mm(along_mm: np.ndarray, series: Series, order: np.ndarray) -> float:
-    if len(along_mm) < 2:
-        raise AutopetError(f"{series.title} has a single slice; a volume needs two or more")
-    steps = np.diff(along_mm)
-    usual = float(np.sort(steps)[(len(steps) - 1) // 2])  # the lower median: gaps may be half of the steps
-    tag = tag_name("ImagePositionPatient")
-    closest = int(np.argmin(steps))
-    if steps[closest] < 1e-3 or steps[closest] < 0.1 * usual:
-        pair = [series.frames[order[index]] for index in (closest, closest + 1)]
-        raise AutopetError(
-            f"duplicate slices at {along_mm[closest]:.4g} mm ({tag}) in {series.title}{_what_differs(*pair)}; keep one "
-            "of each"
-        )
-    worst = int(np.argmax(np.abs(steps - usual)))
-    if abs(steps[worst] - usual) > STEP_TOLERANCE * usual:
-        raise AutopetError(
-            f"slices of {series.title} are {usual:.4g} mm apart, but {steps[worst]:.4g} mm after "
-            f"{along_mm[worst]:.4g} mm ({tag}): {_gaps(along_mm, usual)}; export the whole series"
-        )
-    return float(np.mean(steps))
-
-
-def _what_differs(first: Dataset, second: Dataset) -> str:
-    """Attributes that tell two slices at one place apart, for an error."""
-    pairs = ((keyword, values(first, keyword), values(second, keyword)) for keyword in TELLING)
-    found = [f"{tag_name(key)} {'/'.join(one)} and {'/'.join(two)}" for key, one, two in pairs if one != two]
-    return f", of {', '.join(found)}: several acquisitions or time frames in one series" if found else ""
-
-
-def _gaps(along_mm: np.ndarray, usual_mm: float) -> str:
-    """How many slices seem to be missing and where, in words."""
-    relative = np.diff(along_mm) / usual_mm
-    odd = np.flatnonzero(np.abs(relative - 1) > STEP_TOLERANCE)
-    missing = np.rint(relative[odd]).astype(int) - 1
-    if (missing < 1).any() or np.abs(relative[odd] - missing - 1).max() > 2 * STEP_TOLERANCE * relative[odd].max():
-        return f"slices are not evenly spaced at {len(odd)} places, or several stacks are mixed"
-    places = [f"{count} after {along_mm[index]:.4g} mm" for index, count in zip(odd, missing, strict=True)]
-    more = f" and at {len(places) - PLACES_NAMED} more places" if len(places) > PLACES_NAMED else ""
-    total = int(missing.sum())
-    verb = "slice seems" if total == 1 else "slices seem"
-    return f"{total} {verb} to be missing ({', '.join(places[:PLACES_NAMED])}{more})"
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
 def _without_copies(series: Series) -> tuple[Series, list[str]]:
     """The series with each SOP instance once, and a warning when there were copies."""
-    holders: dict[str, int] = {}
-    copies = []
-    for index, header in enumerate(series.headers):
-        uid = str(header.SOPInstanceUID)
-        if holders.setdefault(uid, index) != index:
-            _refuse_difference(series, uid, holders[uid], index)
-            copies.append(index)
-    if not copies:
+    pairs = copies(series)
+    for first, second in pairs:
+        _refuse_difference(series, first, second)
+    if not pairs:
         return series, []
-    text = f"{len(copies)} files of {series.title} are copies of others, with the same {tag_name('SOPInstanceUID')}"
-    note = f"{text}, place and pixels; they are left out (first: {series.paths[copies[0]]})"
-    return series.only(sorted(holders.values())), [note]
+    left_out = {second for _, second in pairs}
+    text = f"{len(pairs)} files of {series.title} are copies of others, with the same {tag_name('SOPInstanceUID')}"
+    note = f"{text}, place and pixels; they are left out (first: {series.paths[min(left_out)]})"
+    return series.only(index for index in range(len(series.paths)) if index not in left_out), [note]
 
 
-def _refuse_difference(series: Series, uid: str, first: int, second: int) -> None:
+def _refuse_difference(series: Series, first: int, second: int) -> None:
     """Two files of one SOPInstanceUID (C.12.1) must hold the same image."""
     paths = (series.paths[first], series.paths[second])
     one, two = (_read_file(path, whole=False) for path in paths)
-    places = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     same = len(one) == len(two) and all(
         np.array_equal(a.plane, b.plane)
-        and all(values(a.header, keyword) == values(b.header, keyword) for keyword in places)
+        and all(_same_numbers(values(a.header, keyword), values(b.header, keyword)) for keyword in PLACES)
         for a, b in zip(one, two, strict=True)
     )
     if not same:
+        uid = series.headers[first].SOPInstanceUID
         raise AutopetError(
             f"{tag_name('SOPInstanceUID')} {uid} is in 2 files of {series.title} that differ in pixels or place: "
             f"{paths[0]} and {paths[1]}; remove the wrong one"
         )
 
 
+def _same_numbers(one: Sequence[str], two: Sequence[str]) -> bool:
+    """Whether two values are the same place: as numbers, that may be written as 1.0 and 1."""
+    try:
+        numbers, others = np.array(one, dtype=float), np.array(two, dtype=float)
+    except ValueError:
+        return one == two
+    return numbers.shape == others.shape and bool(np.allclose(numbers, others, rtol=0, atol=PLACE_TOLERANCE))
+
+
 def _read_file(path: Path, *, whole: bool) -> list[_Image]:
     """The planes of a file, rescaled to float32, or to int16 when `whole` numbers are looked for and found."""
     data = read_dicom(path)
-    if "PixelData" not in data:
-        raise AutopetError(f"{path}: {tag_name('PixelData')} is missing; export the file anew")
-    try:
-        stored = data.pixel_array
-    except Exception as error:  # decoders raise what they like
-        syntax = data.file_meta.get("TransferSyntaxUID")
-        raise AutopetError(
-            f"{path}: {tag_name('PixelData')} cannot be decoded, {tag_name('TransferSyntaxUID')} "
-            f"{getattr(syntax, 'name', 'missing')}: {one_line(error)}"
-        ) from error
+    stored = stored_values(data, path)
     del data.PixelData
     data._pixel_array = None
     headers = frame_headers(data) if is_multiframe(data) else (data,)
     planes = stored[None] if len(headers) == 1 and stored.ndim == 2 else stored
     if planes.ndim != 3 or len(planes) != len(headers):
-        raise AutopetError(f"{path}: expected {len(headers)} grey planes, found pixels of shape {stored.shape}")
+        raise AutopetError(
+            f"{path}: {tag_name('PixelData')} has the shape {stored.shape}, expected {len(headers)} grey planes "
+            f"({tag_name('NumberOfFrames')}, {tag_name('SamplesPerPixel')}); export the file anew"
+        )
     return [_rescaled(plane, header, path, whole=whole) for plane, header in zip(planes, headers, strict=True)]
 
 
 def _rescaled(stored: np.ndarray, header: Dataset, path: Path, *, whole: bool) -> _Image:
     slope, intercept = _number(header, "RescaleSlope", 1.0, path), _number(header, "RescaleIntercept", 0.0, path)
-    if slope == 0:
-        raise AutopetError(f"{path}: {tag_name('RescaleSlope')} is 0, all voxels would be equal; export it anew")
-    plane = (stored * slope + intercept).astype(np.float32)
-    return _Image(plane.astype(np.int16) if whole and _is_whole(plane) else plane, header)
+    if slope < 0 or (slope == 0 and stored.any()):  # PET slices without any count are stored as 0 with the slope 0
+        raise AutopetError(f"{path}: {tag_name('RescaleSlope')} is {slope:g}, expected above 0; export the file anew")
+    with np.errstate(over="ignore"):
+        plane = (stored * slope + intercept).astype(np.float32)
+    if not np.isfinite(plane).all():
+        scale = f"{tag_name('RescaleSlope')} is {slope:g}, {tag_name('RescaleIntercept')} {intercept:g}"
+        raise AutopetError(f"{path}: {scale}: rescaled voxels are no finite numbers; export the file anew")
+    return _Image(plane.astype(np.int16) if whole and _is_whole(plane) else plane, header, path)
 
 
 def _number(header: Dataset, keyword: str, default: float, path: Path) -> float:
@@ -234,8 +152,9 @@ def _number(header: Dataset, keyword: str, default: float, path: Path) -> float:
         number = float(found[0]) if found else default
     except ValueError:
         number = float("nan")
-    if not np.isfinite(number):
-        raise AutopetError(f"{path}: {tag_name(keyword)} is {found[0]!r}, expected a number; export the file anew")
+    if not np.isfinite(number) or len(found) > 1:
+        text = "\\".join(found)
+        raise AutopetError(f"{path}: {tag_name(keyword)} is {text!r}, expected a number; export the file anew")
     return number
 
 
@@ -244,9 +163,13 @@ def _is_whole(plane: np.ndarray) -> bool:
 
 
 def _warnings(series: Series, headers: Sequence[Dataset]) -> Iterator[str]:
-    expected = headers[0].get("NumberOfSlices")
+    try:
+        expected = whole_number(headers[0], "NumberOfSlices", default=0)
+    except AutopetError as error:
+        expected = 0
+        yield str(error)
     kinds = values(headers[0], "SeriesType")
-    if series.role == "PET" and expected and kinds[:1] != ("DYNAMIC",) and int(expected) != len(headers):
+    if series.role == "PET" and expected and kinds[:1] != ("DYNAMIC",) and expected != len(headers):
         yield f"{len(headers)} PET slices found, {tag_name('NumberOfSlices')} is {expected}: files may be missing"
     unscaled = sum(not values(header, "RescaleSlope") for header in headers)
     if unscaled:

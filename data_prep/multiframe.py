@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from autopet.errors import AutopetError
-from data_prep.attributes import tag_name, values
+from data_prep.attributes import tag_name, values, whole_number
 from data_prep.times import acquisition_moment, split_datetime, utc_offset
 
 MULTIFRAME_CLASSES = (
@@ -83,7 +83,7 @@ def frame_headers(header: Dataset) -> tuple[Dataset, ...]:
     AutopetError
         The functional groups are missing or not one per frame.
     """
-    count = int(header.get("NumberOfFrames") or 1)
+    count = whole_number(header, "NumberOfFrames", default=1, least=1)
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     if len(groups) != count:
         raise AutopetError(

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from data_prep import multiframe
 from data_prep.attributes import read_dicom, tag_name, values
 from data_prep.finding import IDENTITY, find_studies
-from data_prep.inventory import Scan, Series, Study, StudyFiles
+from data_prep.inventory import Scan, Series, Study, StudyFiles, role_of
 
 SCAN_KEYWORDS = (
     *IDENTITY, "Modality", "ImageType", "StudyDate", "SeriesDescription", "PatientID", "FrameOfReferenceUID",
@@ -22,8 +25,11 @@ SCAN_KEYWORDS = (
     "NumberOfSlices",
 )  # fmt: skip
 HELPFUL_KEYWORDS = (  # tell series apart; a value that cannot be read is as good as none
-    "Rows", "RescaleType", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime", "FrameReferenceTime",
-    "TriggerTime",
+    "Rows", "Columns", "PixelSpacing", "RescaleType", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime",
+    "FrameReferenceTime", "TriggerTime",
+)  # fmt: skip
+REFERENCES = (  # of a SEG (C.12.3, C.7.6.1.4) and an RTSTRUCT (C.8.8.5) to what they were made on
+    Tag("ReferencedSeriesSequence"), Tag("SourceImageSequence"), Tag("ReferencedFrameOfReferenceSequence"),
 )  # fmt: skip
 LOCALIZERS = ("LOCALIZER", "SCOUT")  # value 3 of Image Type (0008,0008), C.8.2.1.1.1
 LOCALIZER_COSINE = 0.1  # an image whose direction cosines differ by more is of another stack
@@ -55,11 +61,57 @@ def read_study(files: StudyFiles) -> Study:
             unreadable.append(path)
         else:
             grouped.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
-    series = []
-    for uid, members in sorted(grouped.items()):
-        paths, headers = zip(*members, strict=True)
-        series.append(_without_localizers(Series(uid, headers, paths)))
+    series = [item for uid, members in sorted(grouped.items()) for item in _by_role(uid, members)]
     return Study(files.uid, files.patient_id, files.date, tuple(series), tuple(unreadable))
+
+
+def _by_role(uid: str, members: list[tuple[Path, Dataset]]) -> Iterator[Series]:
+    """The files of one SeriesInstanceUID as one series for each role; files without a role only if they are all of it.
+
+    Scanners store screenshots and reports with the UID of the images that they are about.
+    """
+    roles: dict[str, list[tuple[Path, Dataset]]] = {}
+    for path, header in members:
+        roles.setdefault(role_of(header), []).append((path, header))
+    others = roles.pop("", []) if len(roles) > 1 else []
+    for role, kept in sorted(roles.items()):
+        paths, headers = zip(*kept, strict=True)
+        found = frozenset[str]().union(*map(_referred, paths)) if role in ("SEG", "RTSTRUCT") else frozenset()
+        series = Series(uid, headers, paths, refers_to=found)
+        if others:
+            kinds = ", ".join(sorted({_class_name(header) for _, header in others}))
+            text = f"{len(others)} files with the UID of {series.title} are left out: {tag_name('SOPClassUID')} is"
+            series = series.only(range(len(paths)), f"{text} {kinds} (first: {others[0][0]})")
+        yield _without_localizers(series)
+
+
+def _class_name(header: Dataset) -> str:
+    return str(getattr(header.SOPClassUID, "name", header.SOPClassUID))
+
+
+def _referred(path: Path) -> frozenset[str]:
+    """UIDs of the series and images that a SEG or an RTSTRUCT refers to; none when they cannot be read.
+
+    What comes behind them, a segmentation's frames among it, stays in the file.
+    """
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            data = read_partial(file, stop_when=_is_behind_references, force=True, specific_tags=list(REFERENCES))
+            frames = data.get("ReferencedFrameOfReferenceSequence") or []
+            studies = [study for frame in frames for study in frame.get("RTReferencedStudySequence") or []]
+            series = [item for study in studies for item in study.get("RTReferencedSeriesSequence") or []]
+            series += data.get("ReferencedSeriesSequence") or []
+            found = [uid for item in series for uid in values(item, "SeriesInstanceUID")]
+            for item in data.get("SourceImageSequence") or []:
+                found += values(item, "ReferencedSOPInstanceUID")
+            return frozenset(found)
+    except Exception:  # a damaged file raises what it likes; reading its mask will say what is wrong
+        return frozenset()
+
+
+def _is_behind_references(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return tag > max(REFERENCES)
 
 
 def _header(path: Path) -> Dataset | None:
