@@ -97,11 +97,7 @@ def prepare(
         cases = case_names(found.studies, [str(folder.relative_to(source)) for folder in orphans])
         studies = zip(cases, found.studies, strict=False)
         jobs = [Job(case, files, out, settings, tuple(series_uids), resume) for case, files in studies]
-        outcomes = list(track(_run(jobs, workers, scheduler), "studies", total=len(jobs)))
-        kept = sum(outcome.kept for outcome in outcomes)
-        if kept:
-            console.print(f"{kept} converted before with these settings and kept", highlight=False)
-        rows = [outcome.row for outcome in outcomes] + _orphan_rows(cases[len(jobs) :], orphans)
+        rows = _convert_all(jobs, workers, scheduler) + _orphan_rows(cases[len(jobs) :], orphans)
         fill_from_metadata(rows, source)
         ordered = write_rows(out, rows + _rows_of_other_sources(out, cases))
         write_report(out, ordered)
@@ -174,6 +170,14 @@ def _numbered(names: Iterable[str]) -> list[str]:
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
+
+
+def _convert_all(jobs: Sequence[Job], workers: int, scheduler: str) -> list[dict]:
+    outcomes = list(track(_run(jobs, workers, scheduler), "studies", total=len(jobs)))
+    kept = sum(outcome.kept for outcome in outcomes)
+    if kept:
+        console.print(f"{kept} converted before with these settings and kept", highlight=False)
+    return [outcome.row for outcome in outcomes]
 
 
 def _run(jobs: Sequence[Job], workers: int, scheduler: str) -> Iterator[Outcome]:
