@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopet.errors import AutopetError
-from evaluation.metrics import EDITIONS, METRICS, score
+from autopet.volume import Volume
+from evaluation.metrics import CURVES, EDITIONS, METRICS, PER_CASE, REGISTRY, detection_f1, score, score_case
 
 SHAPE = (6, 7, 8)
 
@@ -70,6 +71,15 @@ EMPTY_CASES = [
     ("I", False, False, (math.nan, 0.0, 0.0)),
     ("I", False, True, (0.0, 2.0, 0.0)),
     ("I", True, False, (0.0, 0.0, 3.0)),
+    ("II", False, False, (math.nan, 0.0, 0.0)),
+    ("II", False, True, (math.nan, 2.0, 0.0)),
+    ("II", True, False, (0.0, 0.0, 3.0)),
+    ("IV", False, False, (math.nan, 0.0, 0.0)),
+    ("IV", False, True, (0.0, 2.0, 0.0)),
+    ("IV", True, False, (0.0, 0.0, 3.0)),
+    ("V", False, False, (math.nan, 0.0, math.nan)),
+    ("V", False, True, (math.nan, 2.0, math.nan)),
+    ("V", True, False, (0.0, 0.0, 3.0)),
 ]
 
 
@@ -113,3 +123,62 @@ def test_unknown_edition_and_other_shape_are_refused():
         score(mask(), mask(), voxel_volume_ml=1.0, edition="VII")
     with pytest.raises(AutopetError, match=r"expected a prediction of shape \(6, 7, 8\)"):
         score(mask(), mask()[:-1], voxel_volume_ml=1.0)
+
+
+CONTRACT = """dice fpv_ml fnv_ml lesion_tp lesion_fp lesion_fn lesion_f1 sensitivity precision gt_lesions pred_lesions
+    gt_ml pred_ml mtv_deviation_ml gt_tlg_g pred_tlg_g tlg_deviation_g nsd hd95_mm
+    auc_dice auc_fpv_ml auc_fnv_ml auc_f1"""
+
+
+def test_every_metric_is_declared_once_with_unit_direction_and_empty_case():
+    assert [metric.name for metric in REGISTRY] == CONTRACT.split()
+    assert len({metric.title for metric in REGISTRY}) == len(REGISTRY)
+    for metric in REGISTRY:
+        assert metric.direction in ("higher", "lower", "none")
+        assert metric.empty
+        assert metric.unit == next((unit for unit in ("ml", "mm", "g") if metric.name.endswith(f"_{unit}")), "")
+    assert {curve.of for curve in CURVES} <= {metric.name for metric in PER_CASE}
+    assert REGISTRY[: len(METRICS)] == METRICS
+
+
+def test_editions_say_where_their_rules_come_from():
+    assert list(EDITIONS) == ["I", "II", "III", "IV", "V"]
+    assert {name: rules.click_steps for name, rules in EDITIONS.items() if rules.click_steps} == {"IV": 11, "V": 6}
+    for rules in EDITIONS.values():
+        assert rules.source
+        assert rules.undefined_without_lesions <= {metric.name for metric in METRICS}
+
+
+def case_values(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
+    return score_case(Volume(truth), Volume(guess)).values
+
+
+def test_detection_of_a_case_by_hand():
+    truth = mask((1, 1, 1), (1, 1, 2), (1, 1, 3), (4, 5, 6), (4, 1, 1))  # lesions of 3, 1 and 1 voxels
+    guess = mask((1, 1, 3), (4, 5, 6), (1, 5, 1), (5, 1, 6))  # hits two, misses one, two false
+    values = case_values(truth, guess)
+    counts = ("gt_lesions", "pred_lesions", "lesion_tp", "lesion_fp", "lesion_fn")
+    assert [values[name] for name in counts] == [3, 4, 2, 2, 1]
+    assert (values["sensitivity"], values["precision"], values["lesion_f1"]) == (2 / 3, 2 / 4, 4 / 7)
+    harmonic = 2 / (1 / values["sensitivity"] + 1 / values["precision"])
+    assert values["lesion_f1"] == pytest.approx(harmonic)
+
+
+def test_detection_of_empty_cases():
+    names = ("lesion_f1", "sensitivity", "precision", "lesion_tp", "lesion_fp", "lesion_fn")
+    nothing, some = mask(), mask((1, 1, 1), (4, 4, 4))
+    np.testing.assert_equal([case_values(nothing, nothing)[n] for n in names], [math.nan] * 3 + [0, 0, 0])
+    np.testing.assert_equal([case_values(nothing, some)[n] for n in names], [math.nan, math.nan, 0.0, 0, 2, 0])
+    np.testing.assert_equal([case_values(some, nothing)[n] for n in names], [0.0, 0.0, math.nan, 0, 0, 2])
+    assert math.isnan(detection_f1(0, 3, 0))
+
+
+def test_a_case_and_the_short_score_say_the_same():
+    rng = np.random.default_rng(4)
+    for edition in EDITIONS:
+        truth, guess = rng.random(SHAPE) < 0.1, rng.random(SHAPE) < 0.1
+        grid = (2.0, 3.0, 4.0)
+        case = score_case(Volume(truth, grid), Volume(guess, grid), edition=edition)
+        assert set(case.values) == set(CONTRACT.split())
+        short = score(truth, guess, voxel_volume_ml=0.024, edition=edition)
+        assert {name: case.values[name] for name in short} == short
