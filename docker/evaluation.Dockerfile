@@ -1,4 +1,5 @@
-# The evaluation container: predictions in /input, ground truth in /opt/ml/input/data/ground_truth, /output/metrics.json out.
+# The evaluation container: predictions in /input, ground truth in /opt/ml/input/data/ground_truth (masks, and cases.csv with
+# tracer and centre), PET in SUV in /opt/ml/input/data/images; metrics.json, lesions.csv and previews/ in /output.
 # `autopet build evaluation` makes the build context, as for an algorithm.
 ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE} AS build

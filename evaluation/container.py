@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autopet.cohort import write_table
 from autopet.engine import Limits, run_container
 from autopet.errors import AutopetError
-from evaluation.jobs import find_truths, select_truths
-from evaluation.previews import FOLDER, remove_previews
+from evaluation.evaluate import remove_earlier
+from evaluation.previews import FOLDER
+from evaluation.report import LESIONS_FILE
+from evaluation.truths import CASES_COLUMNS, CASES_TABLE, find_truths, select_truths
 
 DATA = "/opt/ml/input/data"
 
@@ -27,7 +30,7 @@ def evaluate_in_container(
     images: Path | None = None,
     cases: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Score predictions in an evaluation image; writes metrics.json and its previews to `out` and beside it.
+    """Score predictions in an evaluation image; writes metrics.json to `out`, lesions.csv and previews beside it.
 
     Parameters
     ----------
@@ -51,6 +54,10 @@ def evaluate_in_container(
     with tempfile.TemporaryDirectory(prefix="autopet-evaluation-") as name:
         folder = Path(name)
         mounts = {f"{DATA}/ground_truth": folder / "ground_truth"}
+        (folder / "ground_truth").mkdir()
+        if any(truth.tracer or truth.centre for truth in truths):
+            rows = [{"case": truth.case, "tracer": truth.tracer, "centre": truth.centre} for truth in truths]
+            write_table(folder / "ground_truth" / CASES_TABLE, rows, CASES_COLUMNS)
         for truth in truths:
             _copy_as(truth.case, truth.mask, folder / "ground_truth")
             if truth.pet:
@@ -58,9 +65,11 @@ def evaluate_in_container(
                 mounts[f"{DATA}/images"] = folder / "images"
         run_container(image, predictions, folder / "output", mounts=mounts, command=options, limits=Limits())
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_previews(out.parent / FOLDER)
+        remove_earlier(out)
         if (folder / "output" / FOLDER).is_dir():
             shutil.copytree(folder / "output" / FOLDER, out.parent / FOLDER, dirs_exist_ok=True)
+        if (folder / "output" / LESIONS_FILE).is_file():
+            shutil.copy(folder / "output" / LESIONS_FILE, out.parent)
         partial = out.with_name(f".part-{out.name}")
         shutil.copy(folder / "output/metrics.json", partial)
         partial.replace(out)

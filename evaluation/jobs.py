@@ -11,27 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autopet.cohort import TABLE, read_cohort
 from autopet.errors import AutopetError, one_line
-from autopet.images import find_images, image_stem, is_image
-from evaluation.aggregate import FAILED, MISSING, REFUSED, printable
+from autopet.images import image_stem, is_image
+from evaluation.aggregate import printable
+from evaluation.statuses import FAILED, MISSING, REFUSED
+from evaluation.truths import Truth
 
 JOBS_FILE = "predictions.json"
 FOUND = "found"
 CHANNEL_SUFFIX = re.compile(r"_000[01]$")  # nnU-Net's channel numbers, which organisers' uploads often keep
+STEP_FOLDER = re.compile(r"step(\d+)")
 MASK_SUFFIXES = (".mha", ".nii.gz", ".nii")  # formats whose header and voxels lie in one file
 MHA_DATA_FIELD = b"ElementDataFile"
 MHA_LOCAL = re.compile(MHA_DATA_FIELD + rb"[ \t]*=[ \t]*LOCAL[ \t]*\r?\n")
 HEADER_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Truth:
-    """One case's ground-truth mask, and its PET in SUV for pictures where there is one."""
-
-    case: str
-    mask: Path
-    pet: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +44,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pair:
-    """A ground-truth case and what was predicted for it; `status` is 'found', 'missing', 'failed' or 'refused'."""
+    """A ground-truth case and what was predicted for it; `status` is 'found', 'missing', 'failed' or 'refused'.
+
+    With interactive steps `prediction` is that of the last step, and `earlier` holds those of the steps before it.
+    """
 
     truth: Truth
     prediction: Path | None
     status: str
     reason: str
+    earlier: tuple[Path | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,56 +63,6 @@ class Pairing:
     pairs: tuple[Pair, ...]
     unmatched: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
-
-
-def find_truths(folder: Path, *, images: Path | None = None) -> list[Truth]:
-    """The ground truth, sorted by case: a cohort that `autopet prep` wrote, or a plain folder of `<case>.nii.gz|.mha`.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the masks are. Studies of a cohort that have no segmentation are no ground truth.
-    images : Path, optional
-        Plain folder of PET images `<case>.nii.gz|.mha` in SUV; a cohort's own SUV images are used without it.
-    """
-    if not folder.is_dir():
-        raise AutopetError(f"{folder}: no such ground-truth folder")
-    pets = _by_stem(images) if images is not None else {}
-    if (folder / TABLE).is_file():
-        cases = [case for case in read_cohort(folder) if case.lesion_voxels is not None]
-        truths = [Truth(case.name, case.mask, pets.get(case.name, case.suv)) for case in cases]
-    else:
-        truths = [Truth(name, mask, pets.get(name)) for name, mask in _by_stem(folder).items()]
-    if not truths:
-        raise AutopetError(
-            f"{folder}: no ground truth found, expected masks <case>.nii.gz or .mha, or a cohort with {TABLE}"
-        )
-    return sorted(truths, key=lambda truth: truth.case)
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise AutopetError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in find_images(folder):
-        twin = found.setdefault(image_stem(path), path)
-        if twin != path:
-            raise AutopetError(f"{folder}: two images for one case, {twin.name} and {path.name}; keep one of them")
-    return found
-
-
-def select_truths(truths: Sequence[Truth], cases: Sequence[str] | None) -> list[Truth]:
-    """Those of the named cases (all without names); a name without ground truth is an error."""
-    if cases is None:
-        return list(truths)
-    unknown = sorted(set(cases) - {truth.case for truth in truths})
-    if unknown:
-        raise AutopetError(
-            f"no ground truth for case {unknown[0]!r} ({len(unknown)} such names); mend the list of cases"
-        )
-    if not cases:
-        raise AutopetError("the list of cases to evaluate is empty")
-    return [truth for truth in truths if truth.case in set(cases)]
 
 
 def find_candidates(folder: Path) -> list[Candidate]:
@@ -140,6 +87,39 @@ def _printable(candidate: Candidate) -> Candidate:
     """Names and reasons end up in files and pages; the path stays what the file system says."""
     names = tuple(tuple(printable(name) for name in level) for level in candidate.names)
     return replace(candidate, label=printable(candidate.label), names=names, reason=printable(candidate.reason))
+
+
+def find_steps(folder: Path) -> list[Path]:
+    """Folders `step00`, `step01`, ... of a submission with interactive steps, the one without clicks first.
+
+    Each holds what `find_candidates` reads. The list is empty when there are no such folders; a gap is an error.
+    """
+    if not folder.is_dir() or (folder / JOBS_FILE).is_file():
+        return []
+    found = {int(match[1]): path for path in sorted(folder.iterdir()) if (match := STEP_FOLDER.fullmatch(path.name))}
+    linked = [path for path in found.values() if path.is_symlink()]
+    if linked:
+        raise AutopetError(f"{linked[0]} is a link; submit the folder itself")
+    if sorted(found) != list(range(len(found))):
+        listed = ", ".join(found[number].name for number in sorted(found))
+        raise AutopetError(f"{folder}: expected a folder for every step from step00 on, found {listed}")
+    return [found[number] for number in sorted(found)]
+
+
+def join_steps(pairings: Sequence[Pairing]) -> Pairing:
+    """One pairing out of those of every step, for the same cases; a case that is lost in one step is lost."""
+    pairs = []
+    for steps in zip(*(pairing.pairs for pairing in pairings), strict=True):
+        lost = [
+            replace(pair, reason=f"step {n}: {pair.reason}") for n, pair in enumerate(steps) if pair.status != FOUND
+        ]
+        earlier = tuple(pair.prediction for pair in steps[:-1])
+        pairs.append(replace(lost[0] if lost else steps[-1], earlier=earlier))
+    unmatched = [
+        {**entry, "reason": f"step {n}: {entry['reason']}"} for n, one in enumerate(pairings) for entry in one.unmatched
+    ]
+    notes = [f"step {n}: {note}" for n, one in enumerate(pairings) for note in one.notes]
+    return Pairing(tuple(pairs), tuple(unmatched), tuple(notes))
 
 
 def pair_up(truths: Sequence[Truth], candidates: Iterable[Candidate], *, ignored: Iterable[str] = ()) -> Pairing:
@@ -257,15 +237,24 @@ def _object(entry: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _output_folder(root: Path, job: dict[str, Any]) -> Path:
-    """Where the job's mask lies: the one output whose socket is under images/ (`interface` in older files)."""
-    sockets = [_object(entry, "socket") or _object(entry, "interface") for entry in _entries(job, "outputs")]
-    places = sorted({place for s in sockets if (place := str(s.get("relative_path") or "")).startswith("images/")})
+    """Where the job's mask lies: the one output whose socket is under images/."""
+    found = {_relative_path(entry) for entry in _entries(job, "outputs")}
+    places = sorted(place for place in found if place.startswith("images/"))
     if len(places) != 1:
         raise AutopetError(f"expected one image output in the job, found {len(places)}: {', '.join(places) or 'none'}")
     parts = (str(job.get("pk")), "output", *places[0].strip("/").split("/"))
     if any(part in ("", "..") or "/" in part for part in parts):
         raise AutopetError(f"the output's path {'/'.join(parts)} leaves the job's folder")
     return root.joinpath(*parts)
+
+
+def _relative_path(entry: dict[str, Any]) -> str:
+    """Of an output: its socket (`interface` in older files) says so; the oldest give an image's slug only."""
+    socket = _object(entry, "socket") or _object(entry, "interface")
+    if socket.get("relative_path"):
+        return str(socket["relative_path"])
+    is_picture = bool(_object(entry, "image")) or str(socket.get("super_kind")).lower() == "image"
+    return f"images/{socket['slug']}" if is_picture and socket.get("slug") else ""
 
 
 def _checked(root: Path, path: Path, *, label: str, names: tuple[tuple[str, ...], ...]) -> Candidate:

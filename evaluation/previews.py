@@ -1,4 +1,13 @@
-"""Small pictures of a case for the leaderboard: coronal maximum-intensity projections, head up, as arrays."""
+"""Small pictures of a case for the leaderboard: projections and a coarse volume, head up, as arrays.
+
+Members of `previews/<case>.npz`, all in the order head to foot, front to back, patient's right to left:
+
+- `ground_truth`, `prediction` (rows, columns) bool and `pet` float16: coronal projections; `spacing_mm` (2,)
+- `sagittal_ground_truth`, `sagittal_prediction`, `sagittal_pet`, `sagittal_spacing_mm`: the same from the side
+- `volume_ground_truth`, `volume_prediction` (z, y, x) bool, `volume_suv` uint8, `volume_spacing_mm`, `volume_origin_mm`
+
+`pet`, `sagittal_pet` and `volume_suv` are missing without a PET image; earlier versions wrote the first line only.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +20,86 @@ from typing import Any
 import numpy as np
 
 from autopet.errors import AutopetError, one_line
-from autopet.views import coronal_projection
+from autopet.views import coronal_projection, radiological
 from autopet.volume import Volume
+from evaluation.coarse import CoarseVolume, coarse_volume
 
 FOLDER = "previews"
 PART = ".part-"
+PET_LEVELS = 32  # per SUV
 MEMBERS = {"ground_truth.npy", "prediction.npy", "spacing_mm.npy"}  # of every preview
+CORONAL = ("ground_truth", "prediction", "spacing_mm", "pet")
+SAGITTAL = tuple(f"sagittal_{name}" for name in CORONAL)
+VOLUME = tuple(f"volume_{name}" for name in ("ground_truth", "prediction", "suv", "spacing_mm", "origin_mm"))
+KNOWN_MEMBERS = {f"{name}.npy" for name in (*CORONAL, *SAGITTAL, *VOLUME)}
 
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """Coronal projections of one case.
+    """Projections of one case, and a coarse volume to look through.
 
-    All arrays are (rows, columns): row 0 is the head's end, column 0 the patient's right (radiological view).
-    `pet` is float16 in SUV, or None; the masks are boolean; `spacing_mm` is the distance of rows and of columns.
+    Projections are (rows, columns) arrays: row 0 is the head's end. Column 0 of the coronal ones is the patient's right
+    (radiological view), column 0 of the sagittal ones is the front. `pet` is float16 in SUV, or None; the masks are
+    boolean; `spacing_mm` is the distance of rows and of columns. What starts with `sagittal_`, and `volume`, is None
+    in previews of earlier versions.
     """
 
     ground_truth: np.ndarray
     prediction: np.ndarray
     spacing_mm: tuple[float, float]
     pet: np.ndarray | None = None
+    sagittal_ground_truth: np.ndarray | None = None
+    sagittal_prediction: np.ndarray | None = None
+    sagittal_spacing_mm: tuple[float, float] | None = None
+    sagittal_pet: np.ndarray | None = None
+    volume: CoarseVolume | None = None
 
 
 def make_preview(ground_truth: Volume, prediction: Volume | None, pet: Volume | None) -> Preview:
-    """Project masks and PET, which share a grid; without a prediction its projection is empty."""
+    """Project masks and PET, which share a grid; without a prediction its projections are empty."""
     truth, spacing_mm = coronal_projection(ground_truth)
     guess = coronal_projection(prediction)[0] if prediction is not None else np.zeros_like(truth)
-    image = None
-    if pet is not None:
-        image = np.nan_to_num(coronal_projection(pet)[0].astype(np.float32), nan=0.0)
-        image = np.clip(image, 0.0, np.finfo(np.float16).max).astype(np.float16)
-    return Preview(truth != 0, guess != 0, spacing_mm, image)
+    side, side_spacing_mm = sagittal_projection(ground_truth)
+    side_guess = sagittal_projection(prediction)[0] if prediction is not None else np.zeros_like(side)
+    return Preview(
+        truth != 0,
+        guess != 0,
+        spacing_mm,
+        None if pet is None else _as_float16(coronal_projection(pet)[0]),
+        sagittal_ground_truth=side != 0,
+        sagittal_prediction=side_guess != 0,
+        sagittal_spacing_mm=side_spacing_mm,
+        sagittal_pet=None if pet is None else _as_float16(sagittal_projection(pet)[0]),
+        volume=coarse_volume(ground_truth, prediction, pet),
+    )
+
+
+def sagittal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
+    """Maximum from the patient's right to left: (rows, columns) array, head up, front on the left; NaN counts least.
+
+    Returns
+    -------
+    projection : (rows, columns) array of the volume's dtype
+    spacing_mm : (row, column) distance in mm
+    """
+    array, (row_mm, column_mm, _) = radiological(volume)
+    return np.fmax.reduce(array, axis=2), (row_mm, column_mm)
+
+
+def _as_float16(image: np.ndarray) -> np.ndarray:
+    """Rounded to 1/32 of an SUV, which no eye can tell and halves the file."""
+    image = np.nan_to_num(image.astype(np.float32), nan=0.0)
+    image = np.clip(image, 0.0, np.finfo(np.float16).max)
+    return (np.round(image * PET_LEVELS) / PET_LEVELS).astype(np.float16)
 
 
 def write_preview(path: Path, preview: Preview) -> Path:
     """Write a preview as a compressed .npz; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"ground_truth": preview.ground_truth, "prediction": preview.prediction}
-    arrays["spacing_mm"] = np.array(preview.spacing_mm)
-    if preview.pet is not None:
-        arrays["pet"] = preview.pet
+    members = {name: getattr(preview, name) for name in (*CORONAL, *SAGITTAL)}
+    if preview.volume is not None:
+        members |= {name: getattr(preview.volume, name.removeprefix("volume_")) for name in VOLUME}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in members.items() if value is not None}
     partial = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
         with partial.open("wb") as file:
@@ -62,11 +111,20 @@ def write_preview(path: Path, preview: Preview) -> Path:
 
 
 def read_preview(path: Path) -> Preview:
-    """Read what `write_preview` wrote."""
+    """Read what `write_preview` wrote, in this version or an earlier one."""
     with np.load(path, allow_pickle=False) as data:
-        row_mm, column_mm = (float(value) for value in data["spacing_mm"])
-        pet = data["pet"] if "pet" in data.files else None
-        return Preview(data["ground_truth"], data["prediction"], (row_mm, column_mm), pet)
+        found: dict[str, Any] = {name: data[name] for name in (*CORONAL, *SAGITTAL) if name in data.files}
+        parts = {name.removeprefix("volume_"): data[name] for name in VOLUME if name in data.files}
+    for name in ("spacing_mm", "sagittal_spacing_mm"):
+        if name in found:
+            row_mm, column_mm = (float(value) for value in found[name])
+            found[name] = (row_mm, column_mm)
+    if not parts:
+        return Preview(**found)
+    for name in ("spacing_mm", "origin_mm"):
+        first, second, third = (float(value) for value in parts[name])
+        parts[name] = (first, second, third)
+    return Preview(**found, volume=CoarseVolume(**parts))
 
 
 def remove_previews(folder: Path) -> None:
@@ -90,6 +148,6 @@ def _is_preview(path: Path) -> bool:
         return True
     try:
         with zipfile.ZipFile(path) as archive:
-            return MEMBERS <= set(archive.namelist()) <= {*MEMBERS, "pet.npy"}
+            return MEMBERS <= set(archive.namelist()) <= KNOWN_MEMBERS
     except zipfile.BadZipFile:
         return False

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+from evaluation_helpers import problems
 
 from autopet.errors import AutopetError
-from evaluation.aggregate import build_metrics, json_number, policy_text, summarise
+from evaluation.aggregate import build_metrics, json_number, summarise
+from evaluation.lesions import LesionRow
+
+LESION = LesionRow("truth", 1, 0.5, 9.0, 4.0, 0.0, 0.0, 0.0, "matched", 3, 0.2)
 
 
 def row(case: str, dice: float | None, status: str = "scored") -> dict:
@@ -21,6 +26,7 @@ def test_summary_is_that_of_pandas_without_undefined_values():
     values = [0.5, None, 0.9, 0.1, math.nan, 0.7]
     theirs = pd.Series([0.5, 0.9, 0.1, 0.7]).describe()
     ours = summarise(values)
+    assert ours.pop("iqr") == pytest.approx(theirs["75%"] - theirs["25%"])
     assert ours == {key: pytest.approx(theirs[key]) for key in ours}
     assert ours["count"] == 4
 
@@ -42,6 +48,23 @@ def test_both_conventions_and_the_alias_that_doubles_dice():
     assert metrics["cases"] == {"all": 2, "scored": 2, "missing": 0, "failed": 0, "refused": 0}
 
 
+def test_the_older_form_is_a_table_with_the_same_summaries():
+    rows = [row("a", 0.5), row("b", 0.75) | {"fpv_ml": 9.0}, row("c", None)]
+    metrics = build_metrics(rows, name="x", edition="III", failed="empty")
+    table = pd.DataFrame(metrics["case"])
+    assert table["case"].tolist() == ["a", "b", "c"]
+    for name in ("dice", "fpv_ml", "gt_ml"):
+        theirs = table[name].astype(float).describe()
+        assert {key: metrics["aggregates"][name][key] for key in theirs.index} == pytest.approx(theirs.to_dict())
+
+
+def test_rows_of_what_knows_three_metrics_only_are_completed():
+    metrics = build_metrics([row("a", 0.5)], name="x", edition="III", failed="empty")
+    assert problems(metrics) == []
+    assert metrics["results"][0]["nsd"] is None
+    assert not [note for note in metrics["notes"] if "nsd" in note]
+
+
 def test_a_metric_without_any_value_is_null_and_noted():
     metrics = build_metrics([row("a", None)], name="x", edition="III", failed="empty")
     assert metrics["aggregates"]["dice"]["mean"] is None
@@ -60,14 +83,16 @@ def test_no_key_has_a_dot():
             return [*value, *(key for inner in value.values() for key in keys(inner))]
         return [key for inner in value for key in keys(inner)] if isinstance(value, list) else []
 
-    metrics = build_metrics([row("case.1", 0.5)], name="x.y", edition="III", failed="nan")
+    metrics = build_metrics([row("case.1", 0.5)], name="x.y", edition="III", failed="nan", lesions=[LESION])
+    assert metrics["cohort"]["detection_by_volume"][1]["lesions"] == 1
     assert not [key for key in keys(json.loads(json.dumps(metrics))) if "." in key]
 
 
 def test_numbers_without_json_form_become_none():
     assert [json_number(value) for value in (math.nan, math.inf, 1.5)] == [None, None, 1.5]
+    assert json.dumps([json_number(value) for value in (np.int64(3), 2, np.float64(2.0))]) == "[3, 2, 2.0]"
 
 
 def test_unknown_policy_is_refused():
-    with pytest.raises(AutopetError, match=r"unknown policy 'worst'.*empty, nan"):
-        policy_text("worst")
+    with pytest.raises(AutopetError, match=r"unknown policy 'best'.*empty, nan, worst, constant"):
+        build_metrics([row("a", 0.5)], name="x", edition="III", failed="best")

@@ -32,7 +32,7 @@ def test_what_is_mounted_and_what_comes_back(cohort: list[Case], tmp_path: Path,
     assert (out.parent / "previews/case01.npz").is_file()
     assert seen["command"] == ["--edition", "I"]
     assert seen["files"] == {
-        "/opt/ml/input/data/ground_truth": ["case01.nii.gz"],
+        "/opt/ml/input/data/ground_truth": ["case01.nii.gz", "cases.csv"],
         "/opt/ml/input/data/images": ["case01.nii.gz"],
     }
 

@@ -12,16 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_helpers import evaluate, read_valid
 
 from autopet.errors import AutopetError
 from autopet.images import write_image
 from autopet.views import coronal_projection
 from autopet.volume import Volume
 from evaluation import evaluate as scoring
+from evaluation import scoring as cases
 from evaluation.__main__ import main
-from evaluation.evaluate import CRASHED, evaluate, score_pair
+from evaluation.evaluate import CRASHED, score_pair
 from evaluation.jobs import Pair
 from evaluation.previews import make_preview, read_preview
+from evaluation.scoring import ScoredCase, Settings
+from evaluation.truths import find_truths
 
 GRID = Volume(np.zeros((6, 8, 10), np.uint8), spacing_mm=(2.0, 2.0, 5.0), origin_mm=(-9.0, 4.0, 30.0))
 VOXEL_ML = 0.02
@@ -33,10 +37,6 @@ def boxed(*corners: tuple[int, int, int]) -> Volume:
     for z, y, x in corners:
         array[z : z + 2, y : y + 2, x : x + 2] = 1
     return replace(GRID, array=array)
-
-
-def no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_scores_and_strict_json(tmp_path: Path, truth: Path):
     guess = predict(tmp_path / "p", one=boxed((1, 1, 1)), two=boxed((1, 1, 1), (1, 5, 1)), zero=boxed((2, 2, 2)))
     out = tmp_path / "method" / "metrics.json"
     metrics = evaluate(truth, guess, out)
-    written = json.loads(out.read_text(), parse_constant=no_constant)
+    written = read_valid(out)
     assert written == metrics
     assert written["name"] == "method"
     two, zero = row_of(written, "two"), row_of(written, "zero")
@@ -258,11 +258,11 @@ def test_container_entry_point(tmp_path: Path, truth: Path, monkeypatch: pytest.
     ]
     monkeypatch.setenv("AUTOPET_EDITION", "I")
     assert main(flags) == 0
-    assert json.loads(out.read_text())["edition"] == "I"
+    assert read_valid(out)["edition"] == "I"
     assert not (out.parent / "previews").exists()
     assert "stray.mha is not evaluated" in capsys.readouterr().err
     assert main([*flags, "--edition", "XX"]) == 1
-    assert capsys.readouterr().err == "error: unknown edition 'XX' of the metrics, expected one of I, III\n"
+    assert capsys.readouterr().err == "error: unknown edition 'XX' of the metrics, expected one of I, II, III, IV, V\n"
 
 
 def test_evaluation_needs_neither_pandas_nor_a_plotting_library():
@@ -272,14 +272,14 @@ def test_evaluation_needs_neither_pandas_nor_a_plotting_library():
     assert result.stdout.strip() == "[]"
 
 
-def die_on_prediction_of_one(pair: Pair, *, settings: scoring.Settings) -> dict:
+def die_on_prediction_of_one(pair: Pair, *, settings: Settings) -> ScoredCase:
     """Stands for a file that takes the process that reads it along."""
     if pair.truth.case == "one" and pair.prediction:
         os._exit(1)
     return score_pair(pair, settings=settings)
 
 
-def die_on_truth_of_two(pair: Pair, *, settings: scoring.Settings) -> dict:
+def die_on_truth_of_two(pair: Pair, *, settings: Settings) -> ScoredCase:
     if pair.truth.case == "two":
         os.abort()
     return score_pair(pair, settings=settings)
@@ -308,10 +308,13 @@ def test_ground_truth_that_kills_its_reader_is_not_blamed_on_the_prediction(
         evaluate(truth, guess, tmp_path / "m.json")
 
 
-def test_a_script_without_main_guard_is_told_so_and_scores_nothing(tmp_path: Path, truth: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_script_without_main_guard_is_told_so_and_scores_nothing(tmp_path: Path, truth: Path, workers: int):
     guess = predict(tmp_path / "p", one=boxed())
     script = tmp_path / "script.py"
-    call = f"evaluate(Path({str(truth)!r}), Path({str(guess)!r}), Path({str(tmp_path / 'm.json')!r}))"
+    call = (
+        f"evaluate(Path({str(truth)!r}), Path({str(guess)!r}), Path({str(tmp_path / 'm.json')!r}), workers={workers})"
+    )
     script.write_text(f"from pathlib import Path\nfrom evaluation.evaluate import evaluate\n{call}\n")
     root = str(Path(scoring.__file__).parents[1])
     result = subprocess.run(
@@ -329,11 +332,11 @@ def test_a_mask_of_another_size_is_refused_before_its_voxels_are_read(
         raise AssertionError(f"the voxels of {path} were read")
 
     huge = write_image(tmp_path / "p" / "one.mha", Volume(np.zeros((60, 80, 100), np.uint8)))
-    pair = Pair(scoring.find_truths(truth)[0], huge, "found", "")
-    grid = scoring.read_mask(truth / "one.nii.gz")
-    monkeypatch.setattr(scoring, "read_mask", must_not_be_read)
-    prediction, status, reason = scoring._read_prediction(pair, grid)
-    assert (prediction, status) == (None, "refused")
+    pair = Pair(find_truths(truth)[0], huge, "found", "")
+    grid = cases.read_mask(truth / "one.nii.gz")
+    monkeypatch.setattr(cases, "read_mask", must_not_be_read)
+    masks, status, reason = cases._read_predictions(pair, grid)
+    assert (masks, status) == ([], "refused")
     assert "expected the grid of the ground truth, found shape (60, 80, 100) against (6, 8, 10)" in reason
 
 

@@ -14,7 +14,8 @@ from autopet.cohort import write_table
 from autopet.errors import AutopetError
 from autopet.images import write_image
 from autopet.volume import Volume
-from evaluation.jobs import Truth, find_candidates, find_truths, pair_up, select_truths
+from evaluation.jobs import find_candidates, pair_up
+from evaluation.truths import Truth, find_truths, select_truths
 
 OUTPUT = "images/automated-petct-lesion-segmentation"
 
@@ -53,6 +54,16 @@ def test_jobs_in_any_order_are_matched_by_input_image(tmp_path: Path, keys: tupl
     folders = [pair.prediction.relative_to(tmp_path).parts[0] for pair in pairing.pairs if pair.prediction]
     assert folders == ["p1", "p2", "p3"]
     assert not pairing.unmatched
+
+
+@pytest.mark.parametrize("known", [{"image": {"name": "x.mha", "pk": "9"}}, {"image": None}])
+def test_outputs_that_name_a_slug_only_lie_in_its_folder(tmp_path: Path, known: dict):
+    slug = OUTPUT.removeprefix("images/")
+    described = {"slug": slug} if known["image"] else {"slug": slug, "super_kind": "Image"}
+    older = job("p1", "a.mha", keys=("interface",))
+    older["outputs"] = [{"interface": {"slug": "data-centric-model"}, "value": True}, {"interface": described, **known}]
+    pairing = pair_up(truths("a"), find_candidates(platform(tmp_path, [older])))
+    assert pairing.pairs[0].prediction == tmp_path / "p1/output" / OUTPUT / "0f0.mha"
 
 
 def test_channel_suffix_is_dropped_only_without_an_exact_match(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 from rich.table import Table
 
 from autopet.commands.options import Part, Split, Workers, take_cases
+from autopet.errors import AutopetError
 from autopet.progress import console
 
 app = typer.Typer()
@@ -33,33 +35,34 @@ def evaluate(
     predictions: Annotated[
         Path, typer.Option(help="Folder of masks with the same names, or one with predictions.json.")
     ],
-    out: Annotated[Path, typer.Option(help="metrics.json to write; projections for the leaderboard go beside it.")],
+    out: Annotated[Path, typer.Option(help="metrics.json to write; lesions.csv and previews/ go beside it.")],
     name: Annotated[str, typer.Option(help="Name of the submission; default: the folder's name.")] = "",
-    edition: Annotated[
-        str, typer.Option(help="Whose rules for empty cases: III (undefined) or I (no guards).")
-    ] = "III",
-    failed: Annotated[str, typer.Option(help="How cases without a usable mask count: empty or nan.")] = "empty",
-    images: Annotated[Path | None, typer.Option(help="Folder of PET images for the projections.")] = None,
+    edition: Annotated[str, typer.Option(help="Whose rules for cases without lesions: I, II, III, IV or V.")] = "III",
+    failed: Annotated[
+        str,
+        typer.Option(help="How cases without a usable mask count: empty, worst, nan, or constant:dice=0,fpv_ml=500."),
+    ] = "empty",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of PET images in SUV, for TLG and previews; a cohort has its own.")
+    ] = None,
+    surface: Annotated[bool, typer.Option("--surface", help="Also surface Dice and 95 % Hausdorff distance.")] = False,
+    tolerance_mm: Annotated[float, typer.Option(min=0, help="Of the surface Dice.")] = 5.0,
     split: Split = None,
     part: Part = "test",
     image: Annotated[str, typer.Option(help="Run in this evaluation image instead of this Python.")] = "",
     workers: Workers = 1,
+    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler to work on, instead of --workers.")] = "",
 ) -> None:
-    """Score predictions: Dice, false positive and false negative volume per case and over the cases."""
+    """Score predictions, case by case, lesion by lesion and over the cases."""
     cases = [case.name for case in take_cases(ground_truth, split, part)] if split else None
+    if image and scheduler:
+        raise AutopetError("--image runs in a container without network; take --workers instead of --scheduler")
     if image:
         from evaluation.container import evaluate_in_container
 
-        options = [
-            "--name",
-            name or out.parent.name,
-            "--edition",
-            edition,
-            "--failed",
-            failed,
-            "--workers",
-            str(workers),
-        ]
+        flags = {"--name": name or out.parent.name, "--edition": edition, "--failed": failed, "--workers": workers}
+        options = [str(word) for pair in {**flags, "--tolerance-mm": tolerance_mm}.items() for word in pair]
+        options += ["--surface"] if surface else []
         metrics = evaluate_in_container(
             image, ground_truth, predictions, out, options=options, images=images, cases=cases
         )
@@ -67,16 +70,9 @@ def evaluate(
         from evaluation.evaluate import evaluate as score
 
         metrics = score(
-            ground_truth,
-            predictions,
-            out,
-            name=name,
-            edition=edition,
-            failed=failed,
-            images=images,
-            cases=cases,
-            workers=workers,
-        )
+            ground_truth, predictions, out, name=name, edition=edition, failed=failed, images=images, cases=cases,
+            workers=workers, scheduler=scheduler, surface=surface, tolerance_mm=tolerance_mm,
+        )  # fmt: skip
     _show_scores(metrics)
 
 
@@ -89,19 +85,29 @@ def _show_scores(metrics: dict) -> None:
     for row in metrics["results"]:
         if row["status"] != "scored":
             console.print(f"{row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
+    for note in metrics["notes"]:
+        console.print(note, style="yellow", highlight=False, markup=False)
 
 
-@app.command(epilog="Example: autopet leaderboard results/threshold results/nnunet --out site")
+@app.command(epilog="Example: autopet leaderboard results/threshold results/nnunet --scheme III --out site")
 def leaderboard(
     results: Annotated[list[str], typer.Argument(help="metrics.json files, folders that hold one, or name=path.")],
-    out: Annotated[Path, typer.Option(help="Folder for index.html, leaderboard.csv and leaderboard.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for index.html, its pages, CSV, JSON and methods.txt.")],
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Leaderboard",
+    scheme: Annotated[str, typer.Option(help="Ranking scheme: I, II, II-2, III, IV, V, or a leaderboard.toml.")] = "I",
+    bootstraps: Annotated[
+        int | None, typer.Option(min=0, help="Bootstrap samples instead of the scheme's number; 0: none.")
+    ] = None,
 ) -> None:
-    """Rank submissions by the rules of editions I and II and make the page."""
+    """Rank submissions by an edition's rules and make a site that opens without a network."""
     from leaderboard.render import write_site
+    from leaderboard.scheme_file import scheme_named
     from leaderboard.submissions import read_results
 
-    page = write_site(read_results(results), out, title=title)
+    chosen = scheme_named(scheme)
+    if bootstraps is not None:
+        chosen = replace(chosen, bootstraps=bootstraps)
+    page = write_site(read_results(results), out, title=title, scheme=chosen)
     console.print(f"open {page}", highlight=False)
 
 
