@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autopet import __version__
-from autopet.commands import data, methods, results
+from autopet.commands import data, methods, results, statistics
 from autopet.errors import AutopetError, one_line
 from autopet.progress import console
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for stage in (data, methods, results):
+for stage in (data, methods, results, statistics):
     app.add_typer(stage.app)
 
 

@@ -9,28 +9,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autopet.errors import AutopetError, one_line
-from evaluation.aggregate import SCORED, STATUSES, printable
-from evaluation.metrics import METRICS
+from evaluation.aggregate import printable
 from evaluation.previews import FOLDER
+from evaluation.statuses import SCORED, STATUSES
 
 METRICS_FILE = "metrics.json"
+LESIONS_FILE = "lesions.csv"
+TEXTS = ("case", "status", "reason", "tracer", "centre")  # of a row; its other keys are numbers or null
+NEEDED = ("gt_ml", "pred_ml")  # beside the metrics that the file lists
 GT_RELATIVE = 1e-6  # two readings of one mask differ by rounding of the voxel size only
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One row of `results`; `values` maps metric names to numbers, NaN where metrics.json has null."""
+    """One row of `results`; `values` maps metric names to numbers, NaN where metrics.json has null.
+
+    `tracer` and `centre` are empty when the evaluation did not know them.
+    """
 
     case: str
     status: str
     reason: str
     values: dict[str, float]
+    tracer: str = ""
+    centre: str = ""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What metrics.json says of a metric; `direction` is 'higher' or 'lower', whichever is better, or empty."""
+
+    name: str
+    title: str
+    unit: str
+    direction: str
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One evaluated submission: its cases by name (sorted), and the mean of every metric (NaN where null)."""
+    """One evaluated submission: its cases by name (sorted), and the mean of every metric (NaN where null).
+
+    Submissions of one `read_results` have the same cases in the same order, of the same tracer and centre. `cohort` is
+    metrics.json's object of that name (agreement of volumes and the like), `lesions` the lesions.csv beside it.
+    """
 
     name: str
     edition: str
@@ -41,6 +65,33 @@ class Submission:
     means: dict[str, float]
     previews: Path | None = None
     notes: tuple[str, ...] = field(default=())
+    metrics: tuple[MetricInfo, ...] = ()
+    cohort: dict[str, Any] = field(default_factory=dict)
+    lesions: Path | None = None
+
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        """The cases, sorted."""
+        return tuple(case.case for case in self.cases)
+
+    @property
+    def tracers(self) -> tuple[str, ...]:
+        """Tracer of every case, in the order of the cases."""
+        return tuple(case.tracer for case in self.cases)
+
+    @property
+    def centres(self) -> tuple[str, ...]:
+        """Centre of every case, in the order of the cases."""
+        return tuple(case.centre for case in self.cases)
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        """Status of every case, in the order of the cases."""
+        return tuple(case.status for case in self.cases)
+
+    def values(self, metric: str) -> np.ndarray:
+        """(cases,) values of a metric in the order of the cases; NaN where there is none."""
+        return np.array([case.values.get(metric, math.nan) for case in self.cases], dtype=float)
 
     def count(self, status: str) -> int:
         """Number of cases with this status."""
@@ -102,12 +153,12 @@ def _name_and_file(text: str) -> tuple[str, Path]:
 def read_submission(name: str, file: Path) -> Submission:
     """Read one metrics.json; without a name, its own, else its folder's."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        if not isinstance(content, dict):
-            raise ValueError("the top level is no object")
+        content = _parsed(file)
         aggregates = content["aggregates"]
-        cases = sorted((_case(row) for row in content["results"]), key=lambda case: case.case)
-        means = {metric.name: _number(aggregates[metric.name]["mean"]) for metric in METRICS}
+        metrics = tuple(_metric(entry) for entry in content["metrics"])
+        names = [metric.name for metric in metrics]
+        cases = sorted((_case(row, [*names, *NEEDED]) for row in content["results"]), key=lambda case: case.case)
+        means = {name: _number(aggregates[name]["mean"]) for name in names}
         policy = content["policy"]
         submission = Submission(
             name=printable(name or str(content.get("name") or "") or file.resolve().parent.name),
@@ -119,23 +170,48 @@ def read_submission(name: str, file: Path) -> Submission:
             means=means,
             previews=folder if (folder := file.parent / FOLDER).is_dir() else None,
             notes=tuple(printable(str(note)) for note in content.get("notes", ())),
+            metrics=metrics,
+            cohort=dict(content.get("cohort") or {}),
+            lesions=table if (table := file.parent / LESIONS_FILE).is_file() else None,
         )
     except KeyError as error:
         raise AutopetError(f"{file}: lacks {error}; evaluate the submission anew with `autopet evaluate`") from error
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise AutopetError(f"{file}: is no {METRICS_FILE} of `autopet evaluate` ({one_line(error)})") from error
-    names = [case.case for case in submission.cases]
-    if not names or len(set(names)) != len(names):
-        raise AutopetError(f"{file}: expected every case once, found {len(names)} rows for {len(set(names))} cases")
+    rows = submission.case_names
+    if not rows or len(set(rows)) != len(rows):
+        raise AutopetError(f"{file}: expected every case once, found {len(rows)} rows for {len(set(rows))} cases")
     return submission
 
 
-def _case(row: dict[str, Any]) -> CaseResult:
+def _parsed(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    if not isinstance(content, dict):
+        raise ValueError("the top level is no object")
+    return content
+
+
+def _metric(entry: dict[str, Any]) -> MetricInfo:
+    name = str(entry["name"])
+    return MetricInfo(
+        name=name,
+        title=printable(str(entry.get("title", name))),
+        unit=printable(str(entry.get("unit", ""))),
+        direction=str(entry.get("direction", "")),
+    )
+
+
+def _case(row: dict[str, Any], needed: Sequence[str]) -> CaseResult:
+    """One row: the metrics that the file lists must be numbers or null, other keys are taken when they are."""
     if row["status"] not in STATUSES:
         raise ValueError(f"status {row['status']!r} of case {row['case']!r} is none of {', '.join(STATUSES)}")
-    keys = [metric.name for metric in METRICS] + ["gt_ml", "pred_ml"]
-    values = {key: _number(row[key]) for key in keys}
-    return CaseResult(printable(str(row["case"])), row["status"], printable(str(row["reason"])), values)
+    values = {key: _number(row[key]) for key in needed}
+    for key, value in row.items():
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if key not in values and key not in TEXTS and (plain or value is None):
+            values[key] = _number(value)
+    reason, tracer, centre = (printable(str(row.get(key) or "")) for key in TEXTS[2:])
+    return CaseResult(printable(str(row["case"])), row["status"], reason, values, tracer, centre)
 
 
 def _number(value: Any) -> float:
@@ -146,6 +222,10 @@ def _number(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, found {value}")
     return float(value)
+
+
+def _finite(text: str) -> float:
+    return _number(float(text))
 
 
 def _refuse_constant(text: str) -> None:
@@ -172,6 +252,7 @@ def _refuse_different(first: Submission, other: Submission) -> None:
         )
     for case, same_case in zip(first.cases, other.cases, strict=True):
         _refuse_other_truth(first.name, case, other.name, same_case)
+        _refuse_other_origin(first.name, case, other.name, same_case)
 
 
 def _refuse_other_truth(first: str, mine: CaseResult, other: str, theirs: CaseResult) -> None:
@@ -181,6 +262,16 @@ def _refuse_other_truth(first: str, mine: CaseResult, other: str, theirs: CaseRe
             f"{first!r} and {other!r} were evaluated on different versions of the ground truth (case {mine.case}: "
             f"{volumes_ml[0]:.9g} ml against {volumes_ml[1]:.9g} ml of lesions); evaluate both on the same one"
         )
+
+
+def _refuse_other_origin(first: str, mine: CaseResult, other: str, theirs: CaseResult) -> None:
+    for attribute in ("tracer", "centre"):
+        values = getattr(mine, attribute), getattr(theirs, attribute)
+        if values[0] != values[1]:
+            raise AutopetError(
+                f"{first!r} and {other!r} disagree on the {attribute} of case {mine.case} ({values[0] or 'none'} "
+                f"against {values[1] or 'none'}); evaluate both on the same ground truth"
+            )
 
 
 def _named(cases: set[str]) -> str:

@@ -135,3 +135,80 @@ def test_surrogates_in_results_are_replaced(tmp_path: Path):
     submission = read_results([folder])[0]
     texts = (submission.name, submission.cases[0].case, submission.cases[0].reason)
     assert [text[-1].encode() and "\N{REPLACEMENT CHARACTER}" in text for text in texts] == [True] * 3
+
+
+def with_origin(rows: list[dict], tracer: str = "FDG") -> list[dict]:
+    return [r | {"tracer": tracer, "centre": "UKT" if r["case"] == "a" else "LMU"} for r in rows]
+
+
+def write_raw(folder: Path, rows: list[dict], *, name: str = "", **changes: object) -> str:
+    """metrics.json with rows, and other top-level keys, as they are: independent of what evaluation writes today."""
+    listed = [{"name": key, "title": key.upper(), "unit": "", "direction": "higher"} for key in ("dice", "nsd")]
+    rows = [{"nsd": 0.5} | r for r in rows]
+    summary = {"mean": 0.5, "count": len(rows)}
+    content = {
+        "name": name,
+        "edition": "III",
+        "policy": {"failed": "nan", "text": "left out"},
+        "metrics": listed,
+        "aggregates": {"dice": summary, "nsd": summary},
+        "results": rows,
+    }
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(content | changes))
+    return str(folder)
+
+
+def test_values_by_metric_in_the_order_of_the_cases(tmp_path: Path):
+    rows = with_origin([row("b", 0.5) | {"nsd": 0.25, "gt_lesions": 3, "reason": "x"}, row("a", None, "failed")])
+    submission = read_results([write_raw(tmp_path / "x", rows, name="x", cohort={"icc_mtv": {"value": 0.9}})])[0]
+    assert submission.case_names == ("a", "b")
+    assert (submission.tracers, submission.centres) == (("FDG", "FDG"), ("UKT", "LMU"))
+    assert submission.statuses == ("failed", "scored")
+    assert submission.values("nsd").tolist() == [0.5, 0.25]
+    assert math.isnan(submission.values("dice")[0])
+    assert submission.values("gt_lesions")[1] == 3
+    assert next((m.name, m.title, m.direction) for m in submission.metrics) == ("dice", "DICE", "higher")
+    assert submission.cohort == {"icc_mtv": {"value": 0.9}}
+    assert submission.means == {"dice": 0.5, "nsd": 0.5}
+    assert submission.lesions is None
+
+
+def test_results_without_tracer_and_centre_are_read(tmp_path: Path):
+    rows = [{key: value for key, value in r.items() if key not in ("tracer", "centre")} for r in ROWS]
+    submission = read_results([write_raw(tmp_path / "x", rows)])[0]
+    assert (submission.tracers, submission.centres) == (("", ""), ("", ""))
+
+
+def test_lesions_beside_the_metrics_are_found(tmp_path: Path):
+    folder = Path(write_raw(tmp_path / "x", ROWS))
+    (folder / "lesions.csv").write_text("case\n")
+    assert read_results([str(folder)])[0].lesions == folder / "lesions.csv"
+
+
+def test_one_case_of_another_tracer_or_centre_is_refused(tmp_path: Path):
+    base = write_raw(tmp_path / "base", with_origin(ROWS))
+    psma = write_raw(tmp_path / "psma", with_origin(ROWS, "PSMA"))
+    plain = write_raw(tmp_path / "plain", ROWS)
+    with pytest.raises(AutopetError, match="'base' and 'psma' disagree on the tracer of case a .FDG against PSMA"):
+        read_results([base, psma])
+    with pytest.raises(AutopetError, match="disagree on the tracer of case a .FDG against none"):
+        read_results([base, plain])
+
+
+def test_a_listed_metric_that_a_row_lacks_is_named(tmp_path: Path):
+    folder = Path(write_raw(tmp_path / "x", ROWS))
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["results"][1]["nsd"]
+    (folder / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(AutopetError, match="lacks 'nsd'"):
+        read_results([str(folder)])
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_no_number_in_the_file_may_be_infinite(tmp_path: Path, number: str):
+    folder = Path(write_raw(tmp_path / "x", ROWS, cohort={"pearson_mtv": "HERE"}))
+    text = (folder / "metrics.json").read_text().replace('"HERE"', number)
+    (folder / "metrics.json").write_text(text)
+    with pytest.raises(AutopetError, match="expected a finite number"):
+        read_results([str(folder)])
