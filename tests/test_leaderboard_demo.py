@@ -30,7 +30,7 @@ def test_every_stage_has_its_folder(finished: Path):
     assert (finished / "leaderboard/leaderboard.csv").read_text().count("threshold") == 1
     page = (finished / "leaderboard/index.html").read_text()
     assert "threshold" in page
-    assert "data:image/png;base64" in page
+    assert "data:image/png;base64" in (finished / "leaderboard/pages/case-1.html").read_text()
 
 
 def test_a_second_run_redoes_nothing(finished: Path):
