@@ -1,6 +1,6 @@
 """How fast Dice, FPV and FNV are, against one search of the volume per component.
 
-    python benchmarks/metrics.py --out metrics-benchmark.json
+    python benchmarks/metrics.py --out metrics-benchmark.json --require 100
 
 Two masks of 400x400x326 voxels with about 200 components each are written as .nii.gz. Then they are loaded and scored,
 each time in a process of its own:
@@ -12,7 +12,8 @@ each time in a process of its own:
 - surface: `score_case` with surface distances.
 
 Seconds are those of loading and scoring (interpreter and imports excluded), memory is the highest of the process. The
-numbers of voxels that both methods find must be the same, or the benchmark ends with an error.
+numbers of voxels that both methods find must be the same, or the benchmark ends with an error; so it does when `ours`
+is not as many times faster than `slow` as `--require` says.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="processes per way (the slow one runs once)")
     parser.add_argument("--components", type=int, default=200, help="lesions drawn per mask")
     parser.add_argument("--out", type=Path, default=Path("metrics-benchmark.json"), help="file for the figures")
+    parser.add_argument("--require", type=float, default=0.0, help="least times faster; end with status 1 below it")
     parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -52,6 +54,8 @@ def main() -> None:
         figures = compare(Path(scratch), repeat=flags.repeat, components=flags.components)
     flags.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
+    if figures["times_faster"] < flags.require:
+        sys.exit(f"{figures['times_faster']} times faster, expected at least {flags.require:g}")
 
 
 def compare(scratch: Path, *, repeat: int, components: int) -> dict:
@@ -94,27 +98,27 @@ def measured(way: str, files: list[Path]) -> dict:
     return {**json.loads(answer), "peak_mb": usage.ru_maxrss / 1024}
 
 
-def write_masks(folder: Path, *, components: int) -> list[Path]:
+def write_masks(folder: Path, *, components: int, shape: tuple[int, int, int] = SHAPE) -> list[Path]:
     """Truth and prediction: ellipsoids, of which the prediction finds about two thirds, shifted, and adds its own."""
     from autopet.images import write_image
     from autopet.volume import Volume
 
     rng = np.random.default_rng(1)
-    places = np.stack([rng.integers(REACH, n - REACH, size=components) for n in SHAPE], axis=1)
+    places = np.stack([rng.integers(REACH, n - REACH, size=components) for n in shape], axis=1)
     radii = rng.uniform(1.5, REACH - 3, size=(components, 3))
     moved = places + rng.integers(-1, 2, size=places.shape)
-    others = np.stack([rng.integers(REACH, n - REACH, size=components) for n in SHAPE], axis=1)
+    others = np.stack([rng.integers(REACH, n - REACH, size=components) for n in shape], axis=1)
     guessed = np.where(rng.random((components, 1)) < 2 / 3, moved, others)
     files = []
     for name, centres in (("truth", places), ("prediction", guessed)):
-        volume = Volume(ellipsoids(centres, radii), SPACING_MM)
+        volume = Volume(ellipsoids(centres, radii, shape), SPACING_MM)
         files.append(write_image(folder / f"{name}.nii.gz", volume))
     return files
 
 
-def ellipsoids(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+def ellipsoids(centres: np.ndarray, radii: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """A mask of ellipsoids; centres and radii (z, y, x) in voxels."""
-    mask = np.zeros(SHAPE, dtype=bool)
+    mask = np.zeros(shape, dtype=bool)
     steps = np.ogrid[-REACH + 1 : REACH, -REACH + 1 : REACH, -REACH + 1 : REACH]
     for centre, radius in zip(centres, radii, strict=True):
         inside = sum((step / size) ** 2 for step, size in zip(steps, radius, strict=True)) <= 1

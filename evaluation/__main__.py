@@ -1,8 +1,8 @@
 """Entry point of the evaluation container: /input and the baked-in ground truth -> /output/metrics.json.
 
-A submission that is broken in some or all cases is scored with those failures in it, and the exit status is 0. It is 1,
-with one line on standard error, when the evaluation itself is impossible: the ground truth, the flags, or predictions
-that belong to other data.
+A submission that is broken in some or all cases, or holds nothing that could be scored, is scored with those failures
+in it, and the exit status is 0. It is 1, with one line on standard error, when the evaluation itself is impossible: no
+ground truth or a broken one, no folder of predictions, flags or click steps that do not fit.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,12 +15,15 @@ import numpy as np
 from autopet import __version__
 from evaluation.lesions import LesionRow, volume_binned
 from evaluation.metrics import METRICS, REGISTRY
-from evaluation.policies import parse_policy
+from evaluation.policies import DETECTION, FailedPolicy, parse_policy
 from evaluation.statuses import SCORED, STATUSES
 
 FORMAT = 2  # of metrics.json, raised when a reader of the earlier one would misread it
 DICE_ALIAS = "dice_again"  # the platform counts a path once, so Dice's double weight needs a second key
-SURROGATE = re.compile("[\ud800-\udfff]")
+NAME_CHARACTERS = 200  # most of a participant's name that is shown
+TEXT_CHARACTERS = 2000  # most of a reason
+LINE_END = re.compile("\r\n|[\t\n\v\f\r\x85\u2028\u2029]")
+HIDDEN = frozenset({"Cc", "Cf", "Cs"})  # Unicode's control, format and surrogate characters
 
 
 def summarise(values: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -58,7 +62,6 @@ def build_metrics(
     unmatched: Sequence[dict[str, str]] = (),
     notes: Sequence[str] = (),
     lesions: Sequence[LesionRow] = (),
-    steps: Sequence[Sequence[dict[str, float]]] = (),
     tolerance_mm: float | None = None,
 ) -> dict[str, Any]:
     """The content of metrics.json, as `evaluation/schema/metrics.schema.json` describes it.
@@ -73,8 +76,6 @@ def build_metrics(
         One for every case, the policy for lost cases applied; metrics that a row lacks are null.
     lesions : sequence of LesionRow
         Of all cases, for detection by volume.
-    steps : sequence of sequences of dict
-        The metrics of each case at each interactive step, in the order of `rows`.
     tolerance_mm : float, optional
         Of the normalised surface Dice, None when no surface was measured.
     """
@@ -85,7 +86,7 @@ def build_metrics(
     policy = parse_policy(failed)
     return {
         "format": FORMAT,
-        "name": name,
+        "name": printable(name, limit=NAME_CHARACTERS),
         "edition": edition,
         "policy": {"failed": policy.spelled, "text": policy.text},
         "surface": None if tolerance_mm is None else {"tolerance_mm": tolerance_mm},
@@ -93,7 +94,7 @@ def build_metrics(
         "cases": {"all": len(rows), **{status: statuses.get(status, 0) for status in STATUSES}},
         "metrics": [{"name": m.name, "title": m.title, "unit": m.unit, "direction": m.direction} for m in REGISTRY],
         "aggregates": {**aggregates, DICE_ALIAS: dict(aggregates["dice"])},
-        "cohort": {**_cohort(rows, lesions), "auc_pooled_f1": _pooled_area(rows, steps, edition)},
+        "cohort": {**_cohort(rows, lesions, policy), "auc_pooled_f1": _pooled_area(rows, edition)},
         "results": rows,
         "case": {key: {str(i): row[key] for i, row in enumerate(rows)} for key in ("case", *names)},
         "unmatched": list(unmatched),
@@ -104,10 +105,10 @@ def build_metrics(
 def complete(row: dict[str, Any]) -> dict[str, Any]:
     """The row with a key for everything that a row of `results` has."""
     texts = dict.fromkeys(("case", "status", "reason", "tracer", "centre"), "")
-    return {**texts, **{metric.name: None for metric in REGISTRY}, "preview": "", **row}
+    return {**texts, **{metric.name: None for metric in REGISTRY}, "detection_steps": None, "preview": "", **row}
 
 
-def _cohort(rows: Sequence[dict[str, Any]], lesions: Sequence[LesionRow]) -> dict[str, Any]:
+def _cohort(rows: Sequence[dict[str, Any]], lesions: Sequence[LesionRow], policy: FailedPolicy) -> dict[str, Any]:
     """Values of the cohort as a whole, without NaN and infinity."""
     from evaluation.cohort import cohort_values
 
@@ -115,17 +116,16 @@ def _cohort(rows: Sequence[dict[str, Any]], lesions: Sequence[LesionRow]) -> dic
         {key: value if isinstance(value, int) else json_number(value) for key, value in asdict(one).items()}
         for one in volume_binned(lesions)
     ]
-    return {**cohort_values(rows), "detection_by_volume": bins}
+    return {**cohort_values(rows, count_lost=policy.counts_lost), "detection_by_volume": bins}
 
 
-def _pooled_area(
-    rows: Sequence[dict[str, Any]], steps: Sequence[Sequence[dict[str, float]]], edition: str
-) -> float | None:
+def _pooled_area(rows: Sequence[dict[str, Any]], edition: str) -> float | None:
     """Area under the click curve of the pooled F1, over the cases that count (not those that the policy left out)."""
     from evaluation.cohort import pooled_f1_area
 
-    kept = [one for row, one in zip(rows, steps, strict=True) if row["lesion_tp"] is not None] if any(steps) else []
-    return json_number(pooled_f1_area(list(zip(*kept, strict=True)), edition=edition)) if kept else None
+    curves = [row["detection_steps"] for row in rows if row["detection_steps"]]
+    steps = [[dict(zip(DETECTION, counts, strict=True)) for counts in step] for step in zip(*curves, strict=True)]
+    return json_number(pooled_f1_area(steps, edition=edition)) if curves else None
 
 
 def _notes_on(rows: Sequence[dict[str, Any]], aggregates: dict[str, Any], failed: str) -> list[str]:
@@ -152,6 +152,21 @@ def json_number(value: float) -> float | None:
     return int(value) if isinstance(value, (int, np.integer)) else float(value)
 
 
-def printable(text: str) -> str:
-    """The text without lone surrogates (file names that are no UTF-8, hostile JSON), which no file or page can hold."""
-    return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+def printable(text: str, *, limit: int = TEXT_CHARACTERS) -> str:
+    """A participant's text as files, terminals and pages can show it.
+
+    Control characters (Unicode category Cc), invisible ones that turn the direction of text (Cf) and lone surrogates
+    (Cs: file names that are no UTF-8, hostile JSON) become U+FFFD; ends of lines and tabs become spaces. What is longer
+    than `limit` characters is cut, with an ellipsis at the end.
+
+    Examples
+    --------
+    >>> printable("two\\nlines", limit=6)
+    'two l…'
+    """
+    shown = text if len(text) <= limit else f"{text[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return "".join(map(_shown, LINE_END.sub(" ", shown)))
+
+
+def _shown(letter: str) -> str:
+    return "\N{REPLACEMENT CHARACTER}" if unicodedata.category(letter) in HIDDEN else letter

@@ -13,6 +13,7 @@ from evaluation.agreement import bland_altman, icc, pearson
 from evaluation.clicks import curve_area
 from evaluation.lesions import Detection, share
 from evaluation.metrics import detection_f1
+from evaluation.statuses import SCORED
 
 Row = Mapping[str, Any]
 BIOMARKERS = {"mtv": ("gt_ml", "pred_ml"), "tlg": ("gt_tlg_g", "pred_tlg_g")}
@@ -87,19 +88,23 @@ def pooled_f1_area(steps: Sequence[Sequence[Row]], *, edition: str) -> float:
     return curve_area([pooled_f1(rows) for rows in steps], edition=edition)
 
 
-def cohort_values(rows: Sequence[Row]) -> dict[str, Any]:
+def cohort_values(rows: Sequence[Row], *, count_lost: bool = True) -> dict[str, Any]:
     """Cohort values for metrics.json, without NaN: what is undefined is None.
 
     Parameters
     ----------
     rows : sequence of mappings
         Rows of `results`; keys that are missing count as None.
+    count_lost : bool
+        Whether a lost case counts as one in which nothing was predicted (0 ml, 0 g). Left out, a submission that
+        fails in hard cases would agree better than one that tries them.
 
     Returns
     -------
     dict
         `pooled_f1`, `pooled_sensitivity`, `pooled_precision` (TP / (TP + FP)), `pooled_tp|fp|fn`, and for each of mtv
         and tlg `icc_*` and `pearson_*` (value, ci95, n, reason) and `bland_altman_*` (see `evaluation.agreement`).
+        `agreement` says of how many `cases` the `n` are, how many of them were `lost`, and whether these are counted.
     """
     found = pooled_detection(rows)
     values: dict[str, Any] = {
@@ -109,10 +114,21 @@ def cohort_values(rows: Sequence[Row]) -> dict[str, Any]:
         **{f"pooled_{name}": count for name, count in asdict(found).items()},
     }
     for name, (true_key, predicted_key) in BIOMARKERS.items():
-        pair = [row.get(true_key) for row in rows], [row.get(predicted_key) for row in rows]
+        pair = [row.get(true_key) for row in rows], [_predicted(row, predicted_key, count_lost) for row in rows]
         for kind, function in (("icc", icc), ("pearson", pearson), ("bland_altman", bland_altman)):
             values[f"{kind}_{name}"] = {key: _plain(value) for key, value in asdict(function(*pair)).items()}
+    lost = sum(_is_lost(row) for row in rows)
+    values["agreement"] = {"cases": len(rows), "lost": lost, "lost_counted_as_nothing_predicted": count_lost}
     return values
+
+
+def _is_lost(row: Row) -> bool:
+    return row.get("status", SCORED) != SCORED
+
+
+def _predicted(row: Row, key: str, count_lost: bool) -> float | None:
+    """A lost case is left out only where its truth has no value, or by the policy."""
+    return 0.0 if _is_lost(row) and count_lost else row.get(key)
 
 
 def _json(value: float) -> float | None:

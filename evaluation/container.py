@@ -12,6 +12,7 @@ from typing import Any
 from autopet.cohort import write_table
 from autopet.engine import Limits, run_container
 from autopet.errors import AutopetError
+from evaluation.aggregate import printable
 from evaluation.evaluate import remove_earlier
 from evaluation.previews import FOLDER
 from evaluation.report import LESIONS_FILE
@@ -49,7 +50,7 @@ def evaluate_in_container(
     """
     links = sorted(path for path in predictions.rglob("*") if path.is_symlink())
     if links:  # mounting would follow it: to the ground truth, perhaps
-        raise AutopetError(f"{links[0]} is a link; predictions must be plain files, copy them")
+        raise AutopetError(f"{printable(str(links[0]))} is a link; predictions must be plain files, copy them")
     truths = select_truths(find_truths(ground_truth, images=images), cases)
     with tempfile.TemporaryDirectory(prefix="autopet-evaluation-") as name:
         folder = Path(name)

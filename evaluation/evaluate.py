@@ -84,8 +84,8 @@ def evaluate(
     Raises
     ------
     AutopetError
-        There is no ground truth or no prediction at all, none of them match, the ground truth itself is broken,
-        an argument is unknown, or no process can be started.
+        There is no ground truth or no folder of predictions, the ground truth itself is broken, an argument is unknown,
+        or no process can be started. A submission in which nothing is usable is no error: all its cases are missing.
     """
     edition_named(edition)
     policy = parse_policy(failed)
@@ -95,16 +95,19 @@ def evaluate(
     folder = out.parent / pictures.FOLDER
     settings = Settings(edition, folder if previews else None, surface, tolerance_mm)
     remove_earlier(out)
-    scored = _score_all(pairing.pairs, settings, workers=workers, scheduler=scheduler)
+    try:
+        scored = _score_all(pairing.pairs, settings, workers=workers, scheduler=scheduler)
+    except BaseException:  # what was written before, or the empty folder, is of no use without metrics.json
+        remove_earlier(out)
+        raise
     metrics = build_metrics(
-        apply_policy([one.row for one in scored], policy),
+        apply_policy([one.row for one in scored], policy, bounds=[one.bounds for one in scored]),
         name=name or _default_name(out),
         edition=edition,
         failed=policy.spelled,
         unmatched=pairing.unmatched,
         notes=pairing.notes,
         lesions=[row for one in scored for row in one.lesions],
-        steps=[one.steps for one in scored],
         tolerance_mm=tolerance_mm if surface else None,
     )
     write_lesions(out.parent / LESIONS_FILE, {one.row["case"]: one.lesions for one in scored})

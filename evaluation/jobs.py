@@ -13,7 +13,7 @@ from typing import Any
 
 from autopet.errors import AutopetError, one_line
 from autopet.images import image_stem, is_image
-from evaluation.aggregate import printable
+from evaluation.aggregate import NAME_CHARACTERS, printable
 from evaluation.statuses import FAILED, MISSING, REFUSED
 from evaluation.truths import Truth
 
@@ -58,7 +58,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """One pair for every ground-truth case, and the predictions that belong to none."""
+    """One pair for every ground-truth case, and the predictions that belong to none, with the reason."""
 
     pairs: tuple[Pair, ...]
     unmatched: tuple[dict[str, str], ...]
@@ -68,25 +68,30 @@ class Pairing:
 def find_candidates(folder: Path) -> list[Candidate]:
     """All predictions of a submission, from predictions.json where there is one, else from the folder's masks.
 
-    The folder is a participant's: links are refused, not followed, and so are files whose voxels lie elsewhere.
+    The folder is a participant's: links are refused, not followed, and so are files whose voxels lie elsewhere. What
+    is no prediction (a job that is no object, a predictions.json that is no JSON, an empty folder) comes back as a
+    candidate without names, which says why; only a missing folder is an error.
     """
     if not folder.is_dir():
         raise AutopetError(f"{folder}: no such folder of predictions")
     root = folder.resolve()
     if (root / JOBS_FILE).is_file():
-        candidates = [_of_job(root, job) for job in _read_jobs(root / JOBS_FILE)]
+        candidates = _of_jobs(root)
     else:
         masks = sorted(path for path in root.iterdir() if is_image(path))
         candidates = [_checked(root, path, label=path.name, names=((image_stem(path),),)) for path in masks]
-    if not candidates:
-        raise AutopetError(f"{folder}: no predictions, expected {JOBS_FILE} with jobs, or masks <case>.nii.gz or .mha")
+        candidates = candidates or [_unusable("the submission", "the folder holds no masks <case>.nii.gz or .mha")]
     return [_printable(candidate) for candidate in candidates]
 
 
 def _printable(candidate: Candidate) -> Candidate:
-    """Names and reasons end up in files and pages; the path stays what the file system says."""
-    names = tuple(tuple(printable(name) for name in level) for level in candidate.names)
-    return replace(candidate, label=printable(candidate.label), names=names, reason=printable(candidate.reason))
+    """Labels and reasons end up in files, terminals and pages; path and names stay what they are, to be matched."""
+    label = printable(candidate.label, limit=NAME_CHARACTERS)
+    return replace(candidate, label=label, reason=printable(candidate.reason))
+
+
+def _unusable(label: str, reason: str) -> Candidate:
+    return Candidate(label, (), None, REFUSED, reason)
 
 
 def find_steps(folder: Path) -> list[Path]:
@@ -125,17 +130,14 @@ def join_steps(pairings: Sequence[Pairing]) -> Pairing:
 def pair_up(truths: Sequence[Truth], candidates: Iterable[Candidate], *, ignored: Iterable[str] = ()) -> Pairing:
     """Give every ground-truth case its prediction or the reason why there is none.
 
+    When not one prediction belongs to any ground truth, every case is missing, and the first note says so.
+
     Parameters
     ----------
     truths, candidates
         What `find_truths` and `find_candidates` found.
     ignored : names
         Ground-truth cases that are not evaluated now: their predictions are counted, not reported as unmatched.
-
-    Raises
-    ------
-    AutopetError
-        Not one prediction belongs to any ground truth: the folders are not of the same data.
     """
     cases = {truth.case for truth in truths}
     known = cases | set(ignored)
@@ -147,16 +149,20 @@ def pair_up(truths: Sequence[Truth], candidates: Iterable[Candidate], *, ignored
             taken[hits[0]].append(candidate)
         else:
             unmatched.append({"prediction": candidate.label, "reason": _why_unmatched(candidate, hits)})
-    if not any(taken.values()):
-        raise AutopetError(
-            f"none of the {len(unmatched)} predictions belongs to a ground-truth case (first: "
-            f"{unmatched[0]['prediction']}, {unmatched[0]['reason']}; first case: {min(known)}); give matching folders"
-        )
-    notes = [f"prediction {entry['prediction']} is not evaluated: {entry['reason']}" for entry in unmatched]
+    notes = [] if any(taken.values()) else [_nothing_fits(unmatched, known)]
+    notes += [f"prediction {entry['prediction']} is not evaluated: {entry['reason']}" for entry in unmatched]
     left_out = sum(len(taken[name]) for name in known - cases)
     if left_out:
         notes.append(f"{left_out} predictions belong to cases that were not selected")
     return Pairing(tuple(_pair(truth, taken[truth.case]) for truth in truths), tuple(unmatched), tuple(notes))
+
+
+def _nothing_fits(unmatched: Sequence[dict[str, str]], known: set[str]) -> str:
+    first = f" (first: {unmatched[0]['prediction']}, {unmatched[0]['reason']})" if unmatched else ""
+    return (
+        f"none of the {len(unmatched)} predictions belongs to a ground-truth case{first}, so every case is missing; "
+        f"expected names like {min(known)}: are these the predictions of this ground truth?"
+    )
 
 
 def _matches(candidate: Candidate, known: set[str]) -> list[str]:
@@ -168,10 +174,12 @@ def _matches(candidate: Candidate, known: set[str]) -> list[str]:
 
 
 def _why_unmatched(candidate: Candidate, hits: Sequence[str]) -> str:
+    if not candidate.names:
+        return candidate.reason
     if hits:
-        return f"its inputs name several ground-truth cases: {', '.join(hits)}"
+        return printable(f"its inputs name several ground-truth cases: {', '.join(hits)}")
     names = ", ".join(name for level in candidate.names[:1] for name in level) or "nothing: no input image has a name"
-    return f"no ground truth for the name(s) {names}"
+    return printable(f"no ground truth for the name(s) {names}")
 
 
 def _pair(truth: Truth, candidates: Sequence[Candidate]) -> Pair:
@@ -181,19 +189,34 @@ def _pair(truth: Truth, candidates: Sequence[Candidate]) -> Pair:
         )
     if len(candidates) > 1:
         labels = ", ".join(candidate.label for candidate in candidates)
-        return Pair(truth, None, REFUSED, f"expected one prediction, found {len(candidates)} ({labels}); submit one")
+        reason = printable(f"expected one prediction, found {len(candidates)} ({labels}); submit one")
+        return Pair(truth, None, REFUSED, reason)
     only = candidates[0]
     return Pair(truth, only.path, only.status, only.reason)
 
 
-def _read_jobs(path: Path) -> list[dict[str, Any]]:
+def _of_jobs(root: Path) -> list[Candidate]:
+    """Of every entry of predictions.json; what is wrong with one entry costs no other its score."""
     try:
-        jobs = json.loads(path.read_text(encoding="utf-8"))
+        jobs = json.loads((root / JOBS_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AutopetError(f"{path}: cannot be read as JSON ({one_line(error)})") from error
-    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise AutopetError(f"{path}: expected a list of jobs, found something else")
-    return jobs
+        return [_unusable(JOBS_FILE, f"cannot be read as JSON ({one_line(error)})")]
+    if not isinstance(jobs, list):
+        return [_unusable(JOBS_FILE, f"expected a list of jobs, found {_kind(jobs)}")]
+    if not jobs:
+        return [_unusable(JOBS_FILE, "expected a list of jobs, found an empty one")]
+    return [
+        _of_job(root, job)
+        if isinstance(job, dict)
+        else _unusable(f"entry {number} of {JOBS_FILE}", f"expected a job (an object), found {_kind(job)}")
+        for number, job in enumerate(jobs)
+    ]
+
+
+def _kind(value: object) -> str:
+    """In the words of JSON."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _of_job(root: Path, job: dict[str, Any]) -> Candidate:
@@ -206,10 +229,10 @@ def _of_job(root: Path, job: dict[str, Any]) -> Candidate:
     try:
         folder = _output_folder(root, job)
         _refuse_links(root, folder)
-    except AutopetError as error:
+        images = sorted(path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []
+    except (AutopetError, OSError) as error:  # an OSError for a path that is too long, or a folder that is closed
         return Candidate(label, names, None, REFUSED, one_line(error))
     place = folder.relative_to(root)
-    images = sorted(path for path in folder.iterdir() if is_image(path)) if folder.is_dir() else []
     if not images:
         return Candidate(label, names, None, MISSING, f"expected one image in {place}, found none")
     if len(images) > 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from evaluation.aggregate import json_number, printable
 from evaluation.jobs import FOUND, Pair
 from evaluation.lesions import LesionRow
 from evaluation.metrics import REGISTRY, CaseScore, score_case, score_steps
+from evaluation.policies import DETECTION, worst_values
 from evaluation.statuses import REFUSED, SCORED
 from evaluation.surface import TOLERANCE_MM
 
@@ -38,11 +40,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """A row of `results`, the case's lesions, the truth's first, and the values of interactive steps, if any."""
+    """A row of `results`, and the case's lesions, the truth's first; of a lost case also what `worst_values` says."""
 
     row: dict[str, Any]
     lesions: tuple[LesionRow, ...]
-    steps: tuple[dict[str, float], ...] = ()
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
 
 def score_pair(pair: Pair, *, settings: Settings) -> ScoredCase:
@@ -51,8 +53,8 @@ def score_pair(pair: Pair, *, settings: Settings) -> ScoredCase:
     Returns
     -------
     ScoredCase
-        The row holds case, status, reason, tracer, centre, every metric (None = undefined), and `preview`, which says
-        what is lacking in the picture and in the numbers that need an SUV image, if anything.
+        The row holds case, status, reason, tracer, centre, every metric (None = undefined), `detection_steps`, and
+        `preview`, which says what is lacking in the picture and in the numbers that need an SUV image, if anything.
     """
     truth = _read_truth(pair.truth.mask)
     masks, status, reason = _read_predictions(pair, truth)
@@ -66,8 +68,15 @@ def score_pair(pair: Pair, *, settings: Settings) -> ScoredCase:
         pictures.write_preview(settings.previews / f"{pair.truth.case}.npz", preview)
     about = {"case": pair.truth.case, "status": status, "reason": reason}
     about |= {"tracer": pair.truth.tracer, "centre": pair.truth.centre}
-    row = {**about, **values, "preview": lacking and f"without PET: {lacking}"}
-    return ScoredCase(row, score.lesions, score.steps)
+    row = {**about, **values, "detection_steps": detection_steps(score)}
+    row["preview"] = lacking and f"without PET: {lacking}"
+    bounds = {} if masks else worst_values(truth, suv, steps=len(pair.earlier) + 1)
+    return ScoredCase(row, score.lesions, bounds)
+
+
+def detection_steps(score: CaseScore) -> list[list[int]] | None:
+    """TP, FP and FN of the lesions at every interactive step, None without steps: editions pool them over the cases."""
+    return [[int(step[key]) for key in DETECTION] for step in score.steps] or None
 
 
 def _score(truth: Volume, masks: list[Volume], suv: Volume | None, *, pair: Pair, settings: Settings) -> CaseScore:

@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leaderboard.bootstrap import Stability, bootstrap_ranks
+from leaderboard.cautions import cautions
 from leaderboard.methods_text import methods_text
 from leaderboard.ranking import Standing, rank_submissions
 from leaderboard.robustness import Comparison, under_each_scheme, without_each_case, without_each_subset
 from leaderboard.scheme import Scheme
 from leaderboard.significance import Significance, pairwise_significance
 from leaderboard.submissions import Submission
-from leaderboard.table import CaseTable, case_table
+from leaderboard.table import CaseTable, case_table, refuse_empty
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """A ranking and what it hangs on; arrays follow the order of `submissions`, `standings` are best first."""
+    """A ranking and what it hangs on; arrays follow the order of `submissions`, `standings` are best first.
+
+    `notes` are what to know before trusting it, see `leaderboard.cautions`.
+    """
 
     scheme: Scheme
     submissions: tuple[Submission, ...]
@@ -29,6 +33,7 @@ class Analysis:
     without_case: Comparison | None
     schemes: Comparison
     methods: str
+    notes: tuple[str, ...] = ()
 
     def index(self, standing: Standing) -> int:
         """Where the standing's submission is in the arrays."""
@@ -38,6 +43,8 @@ class Analysis:
 def analyse(submissions: Sequence[Submission], scheme: Scheme) -> Analysis:
     """Rank, resample, test, and leave out: all that `ranking.json` holds."""
     table = case_table(submissions, scheme)
+    refuse_empty(table, scheme)
+    notes = cautions(submissions, scheme, table)
     stability = bootstrap_ranks(table, scheme)
     return Analysis(
         scheme=scheme,
@@ -49,5 +56,6 @@ def analyse(submissions: Sequence[Submission], scheme: Scheme) -> Analysis:
         without_subset=without_each_subset(table, scheme, submissions[0]),
         without_case=without_each_case(table, scheme),
         schemes=under_each_scheme(submissions, scheme),
-        methods=methods_text(submissions, scheme, table, stability),
+        methods=methods_text(submissions, scheme, table, stability, notes=notes),
+        notes=notes,
     )

@@ -55,7 +55,9 @@ class Stability:
 
 
 def bootstrap_ranks(table: CaseTable, scheme: Scheme) -> Stability | None:
-    """Resample the cases jointly (one sample for all submissions) within each subset; None when `bootstraps` is 0.
+    """Resample the cases jointly (one sample for all submissions) within each subset.
+
+    None when `bootstraps` is 0, and when no subset has two cases: all samples would be the cohort itself.
 
     A sample holds as many cases of each subset as the cohort. The seed is the scheme's, and the result does not depend
     on the size of the chunks that the samples are worked off in.
@@ -64,7 +66,7 @@ def bootstrap_ranks(table: CaseTable, scheme: Scheme) -> Stability | None:
     ----------
     Wiesenfarth et al. 2021, "Methods and open-source toolkit for analyzing and visualizing challenge results".
     """
-    if scheme.bootstraps == 0:
+    if scheme.bootstraps == 0 or not can_vary(table):
         return None
     full = rank_samples(table, scheme, table.every_case_once).final[0]
     chunks = resampled_counts(table.groups, scheme.bootstraps, seed=scheme.seed, chunk=chunk_size(table))
@@ -80,6 +82,11 @@ def bootstrap_ranks(table: CaseTable, scheme: Scheme) -> Stability | None:
         p_first=(ranks == 1).mean(axis=0),
         tau=np.concatenate([kendall_tau_b(full, part) for part in _parts(ranks, chunk_size(table))]),
     )
+
+
+def can_vary(table: CaseTable) -> bool:
+    """Whether a bootstrap sample can be another one than the cohort."""
+    return any(len(group) > 1 for group in table.groups)
 
 
 def resampled_counts(groups: tuple[np.ndarray, ...], samples: int, *, seed: int, chunk: int) -> Iterator[np.ndarray]:
@@ -107,6 +114,8 @@ def chunk_size(table: CaseTable) -> int:
     """How many samples are ranked at once, so that memory stays bounded."""
     submissions, cases, metrics = table.costs.shape
     per_sample = 8 * max(submissions**2 * metrics, submissions * metrics * len(table.groups) * 4, cases * 4)
+    if table.steps is not None:
+        per_sample = max(per_sample, 8 * 6 * submissions * table.steps.shape[2])
     return max(1, CHUNK_BYTES // per_sample)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from autopet.errors import AutopetError
 from evaluation.lesions import MATCHED, TRUTH
 from leaderboard.lesion_table import Lesion, false_lesions, read_lesions
-from leaderboard.ranking import rank_samples
+from leaderboard.ranking import aggregated, mean_of_defined, rank_samples
 from leaderboard.robustness import without_each_case
 from leaderboard.scheme import Column, Scheme
 from leaderboard.submissions import Submission
-from leaderboard.table import CaseTable, case_table
+from leaderboard.table import CaseTable, case_table, refuse_empty
 
 NOTHING = 1e-12  # a difference of means below this is rounding
 
@@ -99,6 +99,7 @@ def explain(submissions: Sequence[Submission], scheme: Scheme, *, algorithm: str
     if algorithm == against:
         raise AutopetError(f"{algorithm!r} cannot be compared with itself; name another with --against")
     table = case_table(submissions, scheme)
+    refuse_empty(table, scheme)
     a, b = names.index(algorithm), names.index(against)
     ranks = rank_samples(table, scheme, table.every_case_once)
     final, by_metric = ranks.final[0], ranks.by_metric[0]
@@ -131,7 +132,10 @@ def _metric(
     table: CaseTable, scheme: Scheme, index: int, pair: tuple[int, int], by_metric: np.ndarray
 ) -> MetricDifference:
     costs = [table.costs[i, :, index] for i in pair]
-    means, advantages = _advantages(costs, table.groups)
+    if scheme.columns[index].aggregate:
+        means, advantages = _pooled_advantages(table, scheme, index, pair)
+    else:
+        means, advantages = _advantages(costs, table.groups)
     total = means[1] - means[0]
     total = 0.0 if abs(total) < NOTHING else total
     shares = advantages / total if total and np.isfinite(total) else np.full(advantages.shape, np.nan)
@@ -166,6 +170,22 @@ def _advantages(costs: Sequence[np.ndarray], groups: Sequence[np.ndarray]) -> tu
     advantages = np.where(lost[0] | lost[1], np.where(lost[1], np.inf, -np.inf), advantages)
     advantages[lost[0] & lost[1]] = 0.0
     return [np.inf if which.any() else mean for which, mean in zip(lost, means, strict=True)], advantages
+
+
+def _pooled_advantages(
+    table: CaseTable, scheme: Scheme, index: int, pair: tuple[int, int]
+) -> tuple[list[float], np.ndarray]:
+    """Pooled costs of the two, and for each case what leaving it out takes from their difference.
+
+    A pooled value is no sum over the cases: these parts need not add up to the difference.
+    """
+    number = len(table.cases)
+    counts = np.concatenate([table.every_case_once, 1 - np.eye(number, dtype=np.int32)])
+    costs = mean_of_defined(aggregated(table, scheme, counts))[:, list(pair), index]  # (1 + k, 2)
+    with np.errstate(invalid="ignore"):
+        difference = costs[:, 1] - costs[:, 0]
+        advantages = difference[0] - difference[1:]
+    return [float(cost) for cost in costs[0]], np.where(np.isnan(advantages), 0.0, advantages)
 
 
 def _without_cases(table: CaseTable, scheme: Scheme, pair: tuple[int, int], sign: float) -> tuple[WithoutCase, ...]:

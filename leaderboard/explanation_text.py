@@ -50,6 +50,8 @@ def metric_words(explanation: Explanation, metric: MetricDifference) -> str:
         verdict = f"{explanation.a} is {'better' if metric.advantage > 0 else 'worse'}"
         if math.isfinite(metric.advantage):
             verdict += f" by {_number(abs(metric.advantage))}{unit}"
+    if metric.column.aggregate:
+        verdict += " (lesions are pooled: a case adds what leaving it out takes away)"
     return (
         f"{metric.column.title}: {_number(metric.mean_a)}{unit} (rank {metric.rank_a:g}) against "
         f"{_number(metric.mean_b)}{unit} (rank {metric.rank_b:g}); {verdict}"
@@ -105,6 +107,8 @@ def _metric_table(explanation: Explanation, metric: MetricDifference, *, top: in
 def _lesions_shown(explanation: Explanation, *, top: int) -> RenderableType:
     if explanation.lesions is None:
         return Text("Lesions are not listed: lesions.csv is missing beside one metrics.json.")
+    if not explanation.lesions:
+        return Text("No lesion tells the two apart: they found the same ones, and neither made one up.")
     table = Table(title=Text("Lesions that tell the two apart, the largest first"), title_justify="left")
     for header in ("case", "lesion", "what", "in favour of", "ml", "SUVmax", "centre x, y, z mm"):
         table.add_column(header)

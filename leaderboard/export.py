@@ -18,7 +18,8 @@ def leaderboard_csv(board: Board, findings: Findings) -> str:
     """One line per submission; means that are undefined and intervals that were not computed are empty."""
     metrics = board.scheme.metrics
     header = ["rank", "name", "score", "rank_low", "rank_high", "p_rank_1"]
-    header += [*(f"mean_{m}" for m in metrics), *(f"rank_{m}" for m in metrics), "cases", *STATUSES]
+    header += [f"{c.aggregate or 'mean'}_{c.metric}" for c in board.scheme.columns]
+    header += [*(f"rank_{m}" for m in metrics), "cases", *STATUSES]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -40,6 +41,7 @@ def leaderboard_json(board: Board, findings: Findings) -> str:
         "scheme": {**asdict(board.scheme), "words": board.scheme.words},
         "edition": first.edition,
         "policy": {"failed": first.policy, "text": first.policy_text},
+        "notes": list(findings.notes),
         "standings": [_standing(board, findings, entrant) for entrant in board.entrants],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -37,6 +37,7 @@ def make_findings(board: Board, analysis: Analysis) -> Findings:
         ),
         single_cases=_single_case_words(analysis.without_case),
         methods=analysis.methods,
+        notes=analysis.notes,
     )
 
 

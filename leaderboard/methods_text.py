@@ -12,14 +12,19 @@ import scipy
 from autopet import __version__
 from evaluation.statuses import SCORED, STATUSES
 from leaderboard.bootstrap import Stability
-from leaderboard.scheme import MISSING_WORDS, Scheme
+from leaderboard.scheme import LOST_WORDS, MISSING_WORDS, Scheme
 from leaderboard.significance import EXACT_UP_TO
 from leaderboard.submissions import Submission
 from leaderboard.table import CaseTable
 
 
 def methods_text(
-    submissions: Sequence[Submission], scheme: Scheme, table: CaseTable, stability: Stability | None = None
+    submissions: Sequence[Submission],
+    scheme: Scheme,
+    table: CaseTable,
+    stability: Stability | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> str:
     """Paragraphs on the cases, the ranks, their uncertainty, the tests, and the software.
 
@@ -27,15 +32,19 @@ def methods_text(
     ----------
     stability : Stability or None
         Of `bootstrap_ranks`; without it the paragraph on the bootstrap is left out.
+    notes : sequence of str
+        Of `cautions`: they end the text.
     """
     paragraphs = [
         _cohort(submissions, scheme, table),
-        f"{scheme.words} Missing values: {MISSING_WORDS[scheme.missing]}; a submission without any value for a metric "
+        f"{scheme.words} Missing values: {MISSING_WORDS[scheme.missing]}; "
+        f"{LOST_WORDS[scheme.lost_policy]}; a submission without any value for a metric "
         "ranks last in it. Differences below 1e-9 count as ties.",
         _bootstrap(scheme, stability) if stability is not None else "",
         _tests(scheme, len(submissions)),
         f"Software: autopet-bundle {__version__}, NumPy {np.__version__}, SciPy {scipy.__version__}, "
         f"Python {platform.python_version()}.",
+        *notes,
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 

@@ -73,7 +73,7 @@ def index_page(board: Board, findings: Findings) -> str:
         at_root=True,
         findings=findings,
         first=board.entrants[0].standing.submission,
-        how=board.scheme.aggregate.capitalize(),
+        hows=["Pooled" if c.aggregate else board.scheme.aggregate.capitalize() for c in board.scheme.columns],
         podium=_podium(board, findings),
         blob=_blob(board, findings),
         groups=groups,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leaderboard.aggregation import aggregate
+from leaderboard.pooled import pooled_f1_costs
 from leaderboard.rank_arithmetic import SCORE_DECIMALS, competition_ranks, rank_costs, rank_scores
 from leaderboard.scheme import Column, Scheme
 from leaderboard.scheme_file import SCHEMES, scheme_named
@@ -95,7 +96,7 @@ def rank_samples(table: CaseTable, scheme: Scheme, counts: np.ndarray) -> Ranks:
     if scheme.method == "aggregate-then-rank":
         values = aggregated(table, scheme, counts)
         if scheme.combine == "values":
-            values = _mean_of_defined(values)[None]
+            values = mean_of_defined(values)[None]
         eligible = eligible_submissions(table, scheme, counts)
         values = np.where(eligible[None, :, :, None], values, np.inf)
         by_group = np.stack([_ranks_by_metric(group, scheme) for group in values])
@@ -107,7 +108,15 @@ def rank_samples(table: CaseTable, scheme: Scheme, counts: np.ndarray) -> Ranks:
 
 def aggregated(table: CaseTable, scheme: Scheme, counts: np.ndarray) -> np.ndarray:
     """(groups, b, n, m) aggregated costs within each subset, lower = better; NaN where there is no value."""
-    return np.stack([aggregate(table.costs[:, g], counts[:, g], scheme.aggregate) for g in table.groups])
+    return np.stack([_aggregated_group(table, scheme, g, counts[:, g]) for g in table.groups])
+
+
+def _aggregated_group(table: CaseTable, scheme: Scheme, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    values = aggregate(table.costs[:, group], counts, scheme.aggregate)
+    if table.steps is not None:
+        for index in scheme.pooled:
+            values[..., index] = pooled_f1_costs(table.steps[:, group], counts)
+    return values
 
 
 def eligible_submissions(table: CaseTable, scheme: Scheme, counts: np.ndarray) -> np.ndarray:
@@ -145,7 +154,7 @@ def shown_values(table: CaseTable, scheme: Scheme, counts: np.ndarray) -> np.nda
 
     What the ranks of an aggregate-then-rank scheme are made of; for the other methods the same numbers as a summary.
     """
-    values = _mean_of_defined(aggregated(table, scheme, counts))
+    values = mean_of_defined(aggregated(table, scheme, counts))
     signs = np.array([-1.0 if c.higher_is_better and scheme.aggregate != "variance" else 1.0 for c in scheme.columns])
     return np.where(np.isfinite(values), values * signs + 0.0, np.nan)
 
@@ -156,7 +165,7 @@ def _ranks_by_metric(costs: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.stack([rank_costs(column, ties=scheme.ties) for column in rounded], axis=-1)
 
 
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis without NaN; NaN where nothing else is there."""
     defined = ~np.isnan(values)
     number = defined.sum(axis=0)
@@ -166,7 +175,7 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
 
 def _average_groups(by_group: np.ndarray, defined: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Mean ranks over (groups, b, n, m) without the groups that say nothing; all tie where none says anything."""
-    mean = _mean_of_defined(np.where(defined, by_group, np.nan))
+    mean = mean_of_defined(np.where(defined, by_group, np.nan))
     tied = (mean.shape[-2] + 1) / 2 if scheme.ties == "average" else 1.0
     return np.where(np.isnan(mean), tied, mean)
 

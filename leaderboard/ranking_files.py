@@ -66,6 +66,7 @@ def ranking_json(analysis: Analysis) -> dict[str, Any]:
         "without_subset": _comparison(analysis.without_subset, analysis.table.names),
         "without_case": _comparison(analysis.without_case, analysis.table.names),
         "schemes": _comparison(analysis.schemes, analysis.table.names),
+        "notes": list(analysis.notes),
         "methods": analysis.methods,
     }
 
@@ -73,7 +74,8 @@ def ranking_json(analysis: Analysis) -> dict[str, Any]:
 def ranking_csv(analysis: Analysis) -> str:
     """One line per submission, best first; what is undefined is empty."""
     metrics = analysis.scheme.metrics
-    columns = [f"{analysis.scheme.aggregate}_{m}" for m in metrics] + [f"rank_{m}" for m in metrics]
+    columns = [f"{c.aggregate or analysis.scheme.aggregate}_{c.metric}" for c in analysis.scheme.columns]
+    columns += [f"rank_{m}" for m in metrics]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["rank", "name", "score", "rank_low", "rank_high", "p_first", "eligible", *columns, *STATUSES])
@@ -91,7 +93,7 @@ def ranking_csv(analysis: Analysis) -> str:
 
 def no_formula(name: str) -> str:
     """Names come from participants: spreadsheets must not run them."""
-    return "'" + name if name.startswith(FORMULA_STARTS) else name
+    return "'" + name if name.lstrip().startswith(FORMULA_STARTS) else name
 
 
 def plain(value: float | np.floating | np.integer) -> float | int | None:

@@ -15,7 +15,7 @@ from leaderboard.ranking import rank_samples
 from leaderboard.scheme import SUBSETS, Scheme
 from leaderboard.scheme_file import SCHEMES
 from leaderboard.submissions import Submission
-from leaderboard.table import CaseTable, case_table, subset_groups
+from leaderboard.table import CaseTable, case_table, refuse_empty, subset_groups
 
 VARIANTS: tuple[
     tuple[str, dict[str, Any]], ...
@@ -76,10 +76,10 @@ def under_each_scheme(submissions: Sequence[Submission], scheme: Scheme) -> Comp
     for name, other in _others(scheme):
         try:
             table = case_table(submissions, other)
+            refuse_empty(table, other)
         except AutopetError:  # its metrics or subsets are not there
             continue
-        if not np.isnan(table.values).all(axis=(0, 1)).any():
-            found.append((name, rank_samples(table, other, table.every_case_once).final[0]))
+        found.append((name, rank_samples(table, other, table.every_case_once).final[0]))
     ranks = np.array([ranks for _, ranks in found]).reshape(len(found), len(submissions))
     return Comparison(tuple(name for name, _ in found), ranks, kendall_tau_b(full, ranks))
 
@@ -87,9 +87,10 @@ def under_each_scheme(submissions: Sequence[Submission], scheme: Scheme) -> Comp
 def _others(scheme: Scheme) -> Iterator[tuple[str, Scheme]]:
     for edition in SCHEMES.values():
         yield edition.title, edition
+    columns = tuple(replace(column, aggregate="") for column in scheme.columns)  # by case, what is pooled otherwise
     for name, changes in VARIANTS:
         # only ranks can be averaged over subsets in every variant
-        yield f"{scheme.title}: {name}", replace(scheme, **changes, above_median="", combine="ranks")
+        yield f"{scheme.title}: {name}", replace(scheme, **changes, columns=columns, above_median="", combine="ranks")
 
 
 def _compared(table: CaseTable, scheme: Scheme, counts: np.ndarray, names: tuple[str, ...]) -> Comparison:

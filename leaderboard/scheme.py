@@ -9,6 +9,8 @@ from autopet.errors import AutopetError
 
 METHODS = ("aggregate-then-rank", "rank-then-aggregate", "test-then-rank")
 AGGREGATES = ("mean", "median", "variance")
+POOLED = "pooled_f1_area"  # the aggregate of one column: see leaderboard.pooled
+MOST_BOOTSTRAPS, LARGEST_WEIGHT = 10**6, 1e6
 SUBSETS = ("tracer", "centre")
 COMBINES = ("ranks", "values")
 TIES = ("min", "average", "dense")
@@ -18,6 +20,12 @@ MISSING_WORDS = {
     "worst": "a case without a value for one submission counts as its worst possible result",
     "drop-case": "a case without a value for one submission is left out of that metric for all",
 }
+LOST_WORDS = {
+    "ignore": "a lost case without a value is left out of that submission's aggregate",
+    "worst": "a lost case without a value counts as its worst possible result",
+    "drop-case": "a lost case without a value is left out of that metric for all",
+}
+POOLED_WORDS = "the area over the click steps under the F1 of the lesions of all cases together, called"
 TIES_WORDS = {
     "min": "what is still tied shares a rank, and the ranks after it are skipped (1, 2, 2, 4)",
     "average": "what is still tied shares the mean of its ranks (1, 2.5, 2.5, 4)",
@@ -27,13 +35,17 @@ TIES_WORDS = {
 
 @dataclass(frozen=True)
 class Column:
-    """One ranked metric: its key in metrics.json, its title, unit, weight, and whether higher is better."""
+    """One ranked metric: its key in metrics.json, its title, unit, weight, and whether higher is better.
+
+    `aggregate` is empty (the scheme's) or `pooled_f1_area`: lesions are pooled over the cases at each click step.
+    """
 
     metric: str
     title: str
     unit: str
     weight: float
     higher_is_better: bool
+    aggregate: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Scheme:
     combine: str = "ranks"  # over subsets: average the ranks within each, or the values of each and rank those
     ties: str = "min"
     missing: str = "ignore"
+    lost: str = ""  # the same for cases without a valid prediction; empty: as `missing`
     above_median: str = ""  # only submissions whose mean of this metric is better than the median of all are ranked
     bootstraps: int = 10_000
     seed: int = 0
@@ -75,6 +88,16 @@ class Scheme:
         return tuple(column.metric for column in self.columns)
 
     @property
+    def pooled(self) -> tuple[int, ...]:
+        """Where the columns are whose lesions are pooled over the cases."""
+        return tuple(index for index, column in enumerate(self.columns) if column.aggregate == POOLED)
+
+    @property
+    def lost_policy(self) -> str:
+        """How missing values of lost cases count."""
+        return self.lost or self.missing
+
+    @property
     def tie_break_index(self) -> int | None:
         """Where the column that breaks ties is; None when nothing breaks them."""
         return self.metrics.index(self.tie_break) if self.tie_break else None
@@ -92,6 +115,8 @@ def _check_choices(scheme: Scheme) -> None:
         ("combine", scheme.combine, COMBINES),
         ("ties", scheme.ties, TIES),
         ("missing", scheme.missing, MISSING),
+        ("lost", scheme.lost_policy, MISSING),
+        *(("aggregate", column.aggregate or POOLED, (POOLED,)) for column in scheme.columns),
         *(("subsets", subset, SUBSETS) for subset in scheme.subsets),
     ):
         if value not in known:
@@ -116,17 +141,33 @@ def _check_columns(scheme: Scheme) -> None:
     if len(set(scheme.metrics)) != len(scheme.metrics):
         raise AutopetError(f"a metric is named twice in {', '.join(scheme.metrics)}; name each once")
     for column in scheme.columns:
-        if not (math.isfinite(column.weight) and column.weight > 0):
-            raise AutopetError(f"weight {column.weight:g} of metric {column.metric!r}: expected a number above 0")
+        if not (math.isfinite(column.weight) and 0 < column.weight <= LARGEST_WEIGHT):
+            raise AutopetError(
+                f"weight {column.weight:g} of metric {column.metric!r}: expected a number above 0, "
+                f"at most {LARGEST_WEIGHT:,.0f}"
+            )
+    _check_pooled(scheme)
     for key, metric in (("tie_break", scheme.tie_break), ("above_median", scheme.above_median)):
         if metric and metric not in scheme.metrics:
             raise AutopetError(f"key {key!r}: {metric!r} is no metric of the scheme ({', '.join(scheme.metrics)})")
+
+
+def _check_pooled(scheme: Scheme) -> None:
+    for column in (scheme.columns[index] for index in scheme.pooled):
+        wrong = scheme.method != "aggregate-then-rank" or scheme.aggregate == "variance"
+        if wrong or not column.higher_is_better or column.metric == scheme.above_median:
+            raise AutopetError(
+                f"aggregate {POOLED!r} of metric {column.metric!r} needs direction 'higher', method "
+                "'aggregate-then-rank', and a scheme that neither ranks variances nor takes it for above_median"
+            )
 
 
 def _check_numbers(scheme: Scheme) -> None:
     for key, value, low in (("bootstraps", scheme.bootstraps, 0), ("seed", scheme.seed, 0)):
         if value < low:
             raise AutopetError(f"key {key!r}: expected at least {low}, found {value}")
+    if scheme.bootstraps > MOST_BOOTSTRAPS:
+        raise AutopetError(f"key 'bootstraps': expected at most {MOST_BOOTSTRAPS:,}, found {scheme.bootstraps:,}")
     for key, share in (("interval", scheme.interval), ("alpha", scheme.alpha)):
         if not 0 < share < 1:
             raise AutopetError(f"key {key!r}: expected a number between 0 and 1, found {share:g}")
@@ -139,9 +180,10 @@ def _ranked_by(scheme: Scheme) -> str:
         "rank-then-aggregate": f"{scheme.aggregate} over the cases of the rank by",
         "test-then-rank": "number of other submissions that are significantly worse in",
     }[scheme.method]
+    ways = ["higher" if c.higher_is_better and not lower else "lower" for c in scheme.columns]
     parts = [
-        f"{what} {c.title} ({'higher' if c.higher_is_better and not lower else 'lower'} is better, weight {c.weight:g})"
-        for c in scheme.columns
+        f"{POOLED_WORDS if c.aggregate else what} {c.title} ({way} is better, weight {c.weight:g})"
+        for c, way in zip(scheme.columns, ways, strict=True)
     ]
     listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     return (
@@ -177,4 +219,5 @@ def _tie_words(scheme: Scheme) -> str:
         how = f"the rank by {column.title}"
     else:
         how = f"{'variance of' if scheme.aggregate == 'variance' else scheme.aggregate} {column.title}"
+        how = column.title if column.aggregate else how
     return f"Ties are broken by {how}; {words}."

@@ -40,7 +40,7 @@ def parse_scheme(content: Mapping[str, Any], *, name: str = "") -> Scheme:
     _refuse_unknown(content, known, where="the scheme")
     rows = content.get("metrics")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise AutopetError("a scheme needs at least one [[metrics]] table with name and weight")
+        raise AutopetError("a scheme needs at least one [[metrics]] table with name, weight and direction")
     values = {key: value for key, value in content.items() if key != "metrics"}
     values["columns"] = tuple(_column(row) for row in rows)
     for key, kind in (("subsets", list), ("bootstraps", int), ("seed", int), ("interval", float), ("alpha", float)):
@@ -61,13 +61,13 @@ def shipped_schemes() -> dict[str, Scheme]:
 
 
 def _column(row: dict[str, Any]) -> Column:
-    known = ("name", "title", "unit", "weight", "direction")
+    known = ("name", "title", "unit", "weight", "direction", "aggregate")
     _refuse_unknown(row, known, where="a [[metrics]] table")
-    for key in ("name", "weight"):
+    for key in ("name", "weight", "direction"):
         if key not in row:
-            raise AutopetError(f"a [[metrics]] table lacks {key!r}; it needs name and weight")
+            raise AutopetError(f"a [[metrics]] table lacks {key!r}; it needs name, weight and direction")
     metric = _typed("name", row["name"], str)
-    direction = row.get("direction", "higher")
+    direction = row["direction"]
     if direction not in DIRECTIONS:
         raise AutopetError(f"direction {direction!r} of metric {metric!r} is none of {', '.join(DIRECTIONS)}")
     return Column(
@@ -76,6 +76,7 @@ def _column(row: dict[str, Any]) -> Column:
         unit=_typed("unit", row.get("unit", ""), str),
         weight=_typed("weight", row["weight"], float),
         higher_is_better=direction == "higher",
+        aggregate=_typed("aggregate", row.get("aggregate", ""), str),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from evaluation.statuses import SCORED, STATUSES
 METRICS_FILE = "metrics.json"
 LESIONS_FILE = "lesions.csv"
 TEXTS = ("case", "status", "reason", "tracer", "centre")  # of a row; its other keys are numbers or null
+STEPS = "detection_steps"  # of a row: TP, FP and FN at each click step, or null
 NEEDED = ("gt_ml", "pred_ml")  # beside the metrics that the file lists
 GT_RELATIVE = 1e-6  # two readings of one mask differ by rounding of the voxel size only
 
@@ -27,7 +29,8 @@ GT_RELATIVE = 1e-6  # two readings of one mask differ by rounding of the voxel s
 class CaseResult:
     """One row of `results`; `values` maps metric names to numbers, NaN where metrics.json has null.
 
-    `tracer` and `centre` are empty when the evaluation did not know them.
+    `tracer` and `centre` are empty when the evaluation did not know them; `steps` are TP, FP and FN of the lesions at
+    each click step, None without them.
     """
 
     case: str
@@ -36,6 +39,12 @@ class CaseResult:
     values: dict[str, float]
     tracer: str = ""
     centre: str = ""
+    steps: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether there was a valid prediction."""
+        return self.status == SCORED
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,13 @@ def read_results(paths: Sequence[str]) -> list[Submission]:
     submissions = [read_submission(*_name_and_file(str(path))) for path in paths]
     seen: dict[str, str] = {}
     for submission, path in zip(submissions, paths, strict=True):
-        if submission.name in seen:
+        key = unicodedata.normalize("NFKC", submission.name).casefold()
+        if key in seen:
             raise AutopetError(
-                f"two submissions are named {submission.name!r} ({seen[submission.name]} and {path}); "
-                "give one of them another name with name=path"
+                f"two submissions are named {submission.name!r} ({seen[key]} and {path}; upper and lower case are one "
+                "name); give one of them another name with name=path"
             )
-        seen[submission.name] = str(path)
+        seen[key] = str(path)
     for other in submissions[1:]:
         _refuse_different(submissions[0], other)
     return submissions
@@ -161,7 +171,7 @@ def read_submission(name: str, file: Path) -> Submission:
         means = {name: _number(aggregates[name]["mean"]) for name in names}
         policy = content["policy"]
         submission = Submission(
-            name=printable(name or str(content.get("name") or "") or file.resolve().parent.name),
+            name=_plain_name(name) or _plain_name(content.get("name")) or _plain_name(file.resolve().parent.name),
             edition=str(content["edition"]),
             policy=str(policy["failed"]),
             policy_text=str(policy["text"]),
@@ -182,6 +192,11 @@ def read_submission(name: str, file: Path) -> Submission:
     if not rows or len(set(rows)) != len(rows):
         raise AutopetError(f"{file}: expected every case once, found {len(rows)} rows for {len(set(rows))} cases")
     return submission
+
+
+def _plain_name(name: Any) -> str:
+    """A name on one line, without spaces around it: two names that look the same are the same."""
+    return " ".join(printable(str(name or "")).split())
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -208,10 +223,21 @@ def _case(row: dict[str, Any], needed: Sequence[str]) -> CaseResult:
     values = {key: _number(row[key]) for key in needed}
     for key, value in row.items():
         plain = isinstance(value, int | float) and not isinstance(value, bool)
-        if key not in values and key not in TEXTS and (plain or value is None):
+        if key not in values and key not in (*TEXTS, STEPS) and (plain or value is None):
             values[key] = _number(value)
     reason, tracer, centre = (printable(str(row.get(key) or "")) for key in TEXTS[2:])
-    return CaseResult(printable(str(row["case"])), row["status"], reason, values, tracer, centre)
+    return CaseResult(
+        printable(str(row["case"])), row["status"], reason, values, tracer, centre, _steps(row.get(STEPS))
+    )
+
+
+def _steps(value: Any) -> tuple[tuple[float, ...], ...] | None:
+    if value is None:
+        return None
+    steps = tuple(tuple(_number(count) for count in step) for step in value)
+    if len(steps) < 2 or any(len(step) != 3 or not min(step) >= 0 for step in steps):
+        raise ValueError(f"{STEPS}: expected [TP, FP, FN] for each of two or more click steps, found {value!r:.80}")
+    return steps
 
 
 def _number(value: Any) -> float:

@@ -212,6 +212,7 @@ class Findings:
     columns: tuple[RankColumn, ...]
     single_cases: str
     methods: str
+    notes: tuple[str, ...] = ()
 
 
 def rank_text(rank: float) -> str:

@@ -21,12 +21,14 @@ def board(
     tracers: Sequence[str] = (),
     centres: Sequence[str] = (),
     statuses: Mapping[str, Sequence[str]] | None = None,
+    steps: Mapping[str, Sequence[tuple[tuple[float, ...], ...] | None]] | None = None,
 ) -> list[Submission]:
     """Submissions from cases x metrics per name, or from an array (n, k, m) of submissions named s00, s01, ..."""
     if isinstance(values, np.ndarray):
         values = {f"s{i:02d}": rows.tolist() for i, rows in enumerate(values)}
     return [
-        _submission(name, rows, metrics, tracers, centres, (statuses or {}).get(name)) for name, rows in values.items()
+        _submission(name, rows, metrics, tracers, centres, (statuses or {}).get(name), (steps or {}).get(name))
+        for name, rows in values.items()
     ]
 
 
@@ -37,6 +39,7 @@ def _submission(
     tracers: Sequence[str],
     centres: Sequence[str],
     statuses: Sequence[str] | None,
+    steps: Sequence[tuple[tuple[float, ...], ...] | None] | None,
 ) -> Submission:
     cases = tuple(
         CaseResult(
@@ -46,6 +49,7 @@ def _submission(
             dict(zip(metrics, map(float, row), strict=True)),
             tracers[i] if tracers else "",
             centres[i] if centres else "",
+            steps[i] if steps else None,
         )
         for i, row in enumerate(rows)
     )

@@ -81,7 +81,9 @@ def test_rank_writes_files_and_shows_a_table(results: list[str], tmp_path: Path)
 
 
 def test_rank_with_a_scheme_of_ones_own(results: list[str], tmp_path: Path):
-    (tmp_path / "mine.toml").write_text('title = "Mine"\nbootstraps = 0\n[[metrics]]\nname = "fnv_ml"\nweight = 1\n')
+    (tmp_path / "mine.toml").write_text(
+        'title = "Mine"\nbootstraps = 0\n[[metrics]]\nname = "fnv_ml"\nweight = 1\ndirection = "lower"\n'
+    )
     text = call("rank", *results, "--scheme", tmp_path / "mine.toml", "--out", tmp_path / "out")
     assert "Mine" in text
     assert "P(rank 1)" not in text
@@ -96,9 +98,34 @@ def test_explain_shows_cases_and_lesions(results: list[str], tmp_path: Path):
     assert "found by one only" in text
     content = json.loads(out.read_text())
     assert [metric["metric"] for metric in content["metrics"]] == ["dice", "fpv_ml", "fnv_ml"]
-    assert content["metrics"][0]["cases"][0]["case"] == "case0"
+    # case2, which the other lost, counts as its worst possible result: no number says by how much
+    assert [(c["case"], c["advantage"] is None) for c in content["metrics"][0]["cases"][:2]] == [
+        ("case2", True),
+        ("case0", False),
+    ]
     assert content["lesions"][0]["volume_ml"] == 3.5
     assert content["lesions"][0]["in_favour_of"] == "algorithm"
+
+
+def test_rank_says_what_to_know_before_trusting_it(results: list[str], tmp_path: Path):
+    (tmp_path / "mine.toml").write_text('[[metrics]]\nname = "dice"\nweight = 1\ndirection = "higher"\n')
+    done = CliRunner().invoke(app, ["rank", *results, "--scheme", str(tmp_path / "mine.toml"), "--out", str(tmp_path)])
+    words = " ".join(done.output.split())
+    assert (
+        "WARNING: lost cases are left out of the means of the submissions that lost them: [red]bad (1 of 4)." in words
+    )
+    assert json.loads((tmp_path / "ranking.json").read_text())["notes"][0].startswith("WARNING: lost cases")
+    done = CliRunner().invoke(app, ["rank", *results, "--bootstraps", "10", "--out", str(tmp_path)])
+    assert "NOTE: results evaluated with the rules of edition III are ranked by" in " ".join(done.output.split())
+    assert CliRunner().invoke(app, ["rank", *results, "--bootstraps", "1000001", "--out", str(tmp_path)]).exit_code == 2
+
+
+def test_explain_of_the_same_lesions_has_no_empty_table(results: list[str]):
+    for path in results:
+        (Path(path) / "lesions.csv").write_text(f"{LESIONS}case0,truth,1,3.5,8,4,1,2,3,matched,0,0\n")
+    text = call("explain", *results, "--algorithm", "good", "--against", "[red]bad")
+    assert "No lesion tells the two apart" in text
+    assert "SUVmax" not in text
 
 
 def test_mistakes_are_named(results: list[str], tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 from evaluation_helpers import problems
 
 from autopet.errors import AutopetError
-from evaluation.aggregate import build_metrics, json_number, summarise
+from evaluation.aggregate import build_metrics, json_number, printable, summarise
 from evaluation.lesions import LesionRow
 
 LESION = LesionRow("truth", 1, 0.5, 9.0, 4.0, 0.0, 0.0, 0.0, "matched", 3, 0.2)
@@ -91,6 +91,40 @@ def test_no_key_has_a_dot():
 def test_numbers_without_json_form_become_none():
     assert [json_number(value) for value in (math.nan, math.inf, 1.5)] == [None, None, 1.5]
     assert json.dumps([json_number(value) for value in (np.int64(3), 2, np.float64(2.0))]) == "[3, 2, 2.0]"
+
+
+def test_text_of_others_is_shown_without_control_characters():
+    assert printable("Müller's  mask 1") == "Müller's  mask 1"
+    assert printable("a\x1b[2J\x07\x9b b") == "a\ufffd[2J\ufffd\ufffd b"
+    assert printable("\u202etxt\u2066\u200f\u200b\ufeff\ud800") == "\ufffdtxt" + "\ufffd" * 5
+    assert printable("a\nb\r\nc\u2028d\te") == "a b c d e"
+    assert (len(printable("x" * 5000)), printable("x" * 5000)[-1]) == (2000, "…")
+    assert printable("x" * 200, limit=200) == "x" * 200
+    assert build_metrics([row("a", 0.5)], name="\x1b" + "n" * 500, edition="III", failed="empty")["name"] == (
+        "\ufffd" + "n" * 198 + "…"
+    )
+
+
+def test_losing_hard_cases_does_not_raise_the_agreement():
+    volumes_ml = [(1.0, 1.2), (2.0, 1.9), (4.0, 4.1), (50.0, None)]
+    rows = [
+        row(f"c{n}", 0.5, "scored" if pred is not None else "failed") | {"gt_ml": true, "pred_ml": pred}
+        for n, (true, pred) in enumerate(volumes_ml)
+    ]
+    cohort = {
+        failed: build_metrics(rows, name="x", edition="III", failed=failed)["cohort"]
+        for failed in ("empty", "worst", "constant:dice=0", "nan")
+    }
+    assert cohort["empty"]["agreement"] == {"cases": 4, "lost": 1, "lost_counted_as_nothing_predicted": True}
+    assert cohort["nan"]["agreement"] == {"cases": 4, "lost": 1, "lost_counted_as_nothing_predicted": False}
+    for failed in ("empty", "worst", "constant:dice=0"):
+        found = cohort[failed]
+        assert [found[f"{kind}_mtv"]["n"] for kind in ("icc", "pearson", "bland_altman")] == [4, 4, 4]
+        assert found["bland_altman_mtv"]["bias"] == pytest.approx((0.2 - 0.1 + 0.1 - 50) / 4)
+        assert found["pearson_mtv"]["value"] == pytest.approx(np.corrcoef([1, 2, 4, 50], [1.2, 1.9, 4.1, 0])[0, 1])
+        assert found["icc_mtv"]["value"] < 0.1
+        assert found["icc_tlg"]["n"] == 0  # without images there is no true TLG, and nothing to compare 0 with
+    assert (cohort["nan"]["icc_mtv"]["n"], cohort["nan"]["icc_mtv"]["value"] > 0.99) == (3, True)
 
 
 def test_unknown_policy_is_refused():

@@ -122,22 +122,78 @@ def test_job_whose_inputs_name_two_cases_is_unmatched(tmp_path: Path):
     assert "several ground-truth cases: a, b" in pairing.unmatched[0]["reason"]
 
 
-def test_folders_of_other_data_are_an_error(tmp_path: Path):
+def test_folders_of_other_data_leave_every_case_missing(tmp_path: Path):
     write_mask(tmp_path / "x.mha")
-    with pytest.raises(AutopetError, match="none of the 1 predictions belongs"):
-        pair_up(truths("a"), find_candidates(tmp_path))
+    pairing = pair_up(truths("a", "b"), find_candidates(tmp_path))
+    assert [pair.status for pair in pairing.pairs] == ["missing", "missing"]
+    assert pairing.notes[0].startswith("none of the 1 predictions belongs to a ground-truth case (first: x.mha, ")
+    assert "expected names like a:" in pairing.notes[0]
 
 
-@pytest.mark.parametrize("content", ["{}", "not json", "[1]"])
-def test_broken_predictions_json_is_an_error(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{}", "expected a list of jobs, found an object"),
+        ("3", "expected a list of jobs, found a number"),
+        ("not json", "cannot be read as JSON"),
+        ('[{"pk": "p1", "inp', "cannot be read as JSON"),
+        ("[]", "expected a list of jobs, found an empty one"),
+        ("[1]", "expected a job (an object), found a number"),
+        ("[" * 200_000, "cannot be read as JSON"),  # nested too deeply
+    ],
+)
+def test_broken_predictions_json_leaves_every_case_missing(tmp_path: Path, content: str, reason: str):
     (tmp_path / "predictions.json").write_text(content)
-    with pytest.raises(AutopetError, match=r"predictions\.json"):
-        find_candidates(tmp_path)
+    pairing = pair_up(truths("a"), find_candidates(tmp_path))
+    assert pairing.pairs[0].status == "missing"
+    assert "predictions.json" in pairing.unmatched[0]["prediction"]
+    assert pairing.unmatched[0]["reason"].startswith(reason)
+    assert "so every case is missing" in pairing.notes[0]
 
 
-def test_no_predictions_and_no_folder_are_errors(tmp_path: Path):
-    with pytest.raises(AutopetError, match="no predictions"):
-        find_candidates(tmp_path)
+def test_what_is_no_job_costs_no_other_job_its_score(tmp_path: Path):
+    platform(tmp_path, [job("p1", "a.mha"), job("p2", "b.mha")])
+    good = json.loads((tmp_path / "predictions.json").read_text())
+    (tmp_path / "predictions.json").write_text("\ufeff" + json.dumps([None, good[0], "x", good[1], [1], {}]))
+    pairing = pair_up(truths("a", "b"), find_candidates(tmp_path))
+    assert [pair.status for pair in pairing.pairs] == ["found", "found"]
+    assert [entry["prediction"] for entry in pairing.unmatched] == [
+        "entry 0 of predictions.json", "entry 2 of predictions.json", "entry 4 of predictions.json", "job None",
+    ]  # fmt: skip
+    assert pairing.notes[0].endswith(
+        "entry 0 of predictions.json is not evaluated: expected a job (an object), found null"
+    )
+
+
+def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path):
+    platform(tmp_path, [job("p1", "a.mha")])
+    jobs = [job("x" * 5000, "b.mha"), job("p1", "a.mha"), job("n\0ul", "c.mha")]
+    (tmp_path / "predictions.json").write_text(json.dumps(jobs))
+    pairing = pair_up(truths("a", "b", "c"), find_candidates(tmp_path))
+    assert [pair.status for pair in pairing.pairs] == ["found", "refused", "missing"]
+    assert len(pairing.pairs[1].reason) <= 2000
+    assert "\0" not in pairing.pairs[2].reason
+
+
+def test_names_and_reasons_cannot_drive_a_terminal_or_turn_text(tmp_path: Path):
+    escape, override = "\x1b[31m", "\u202e"
+    hostile = {**job("p1", "a.mha", status="Failed"), "error_message": f"{escape}red {override}drawkcab\r\nnext"}
+    jobs = [hostile, job(f"p2{escape}", f"stray{override}.mha"), job("p3", "b" * 9000)]
+    (tmp_path / "predictions.json").write_text(json.dumps(jobs))
+    pairing = pair_up(truths("a"), find_candidates(tmp_path))
+    texts = [pairing.pairs[0].reason, *pairing.notes, *(text for entry in pairing.unmatched for text in entry.values())]
+    assert not [text for text in texts if {"\x1b", "\u202e", "\n", "\r"} & set(text)]
+    assert "\ufffd[31mred \ufffddrawkcab next" in pairing.pairs[0].reason
+    assert pairing.unmatched[0] == {
+        "prediction": "job p2\ufffd[31m", "reason": "no ground truth for the name(s) stray\ufffd",
+    }  # fmt: skip
+    assert len(pairing.unmatched[1]["reason"]) == 2000
+
+
+def test_no_predictions_leave_every_case_missing_and_no_folder_is_an_error(tmp_path: Path):
+    pairing = pair_up(truths("a"), find_candidates(tmp_path))
+    assert pairing.pairs[0].status == "missing"
+    assert "the folder holds no masks" in pairing.notes[0]
     with pytest.raises(AutopetError, match="no such folder"):
         find_candidates(tmp_path / "nowhere")
 
@@ -231,9 +287,3 @@ def test_surrogates_in_jobs_are_replaced(tmp_path: Path):
     for text in (*pairing.notes, *(pair.reason for pair in pairing.pairs), str(pairing.unmatched)):
         text.encode("utf-8")
     assert "x\N{REPLACEMENT CHARACTER}" in pairing.notes[0]
-
-
-def test_jobs_nested_too_deeply_are_an_error(tmp_path: Path):
-    (tmp_path / "predictions.json").write_text("[" * 200_000)
-    with pytest.raises(AutopetError, match=r"predictions\.json: cannot be read as JSON"):
-        find_candidates(tmp_path)

@@ -57,7 +57,10 @@ def test_the_schema_names_every_metric_of_the_registry():
     row = SCHEMA["$defs"]["row"]["properties"]
     names = [metric.name for metric in REGISTRY]
     assert [key for key in row if key in names] == names
-    assert set(row) - set(names) == {"case", "status", "reason", "tracer", "centre", "preview"}
+    assert set(row) - set(names) == {
+        *("case", "status", "reason", "tracer", "centre"),
+        *("detection_steps", "preview"),
+    }
     assert set(SCHEMA["properties"]["aggregates"]["properties"]) == {*names, "dice_again"}
     assert set(SCHEMA["properties"]["case"]["properties"]) == {*names, "case"}
 
@@ -73,6 +76,9 @@ def test_the_schema_finds_what_would_break_a_reader(tmp_path: Path, truth: Path,
         (("results", 0, "status"), "failed"),  # without a reason
         (("cohort", "icc_mtv", "ci95"), [0.5]),
         (("cohort", "unknown"), 1),
+        (("cohort", "agreement", "lost"), None),
+        (("results", 0, "detection_steps"), [[1, 0]]),
+        (("results", 0, "detection_steps"), [[1, 0, 0.5], [1, 0, 0]]),
     ):
         bad = copy.deepcopy(good)
         place = bad
@@ -209,6 +215,8 @@ def test_interactive_steps_give_areas_under_the_curve(tmp_path: Path, truth: Pat
     assert two["auc_fnv_ml"] == pytest.approx(2.5 * 8 * VOXEL_ML)
     pooled = [4 / 5] * 3 + [1.0] * 3  # TP 2, FN 1, then TP 3
     assert metrics["cohort"]["auc_pooled_f1"] == pytest.approx(float(np.trapezoid(pooled)))
+    assert one["detection_steps"] == [[1, 0, 0]] * 6
+    assert two["detection_steps"] == [[1, 0, 1]] * 3 + [[2, 0, 0]] * 3
 
 
 def test_a_case_lost_in_one_step_is_lost_and_says_in_which(tmp_path: Path, truth: Path):
@@ -223,6 +231,60 @@ def test_a_case_lost_in_one_step_is_lost_and_says_in_which(tmp_path: Path, truth
     assert two["reason"].startswith("step 2: no prediction")
     assert (one["auc_dice"], two["auc_dice"], two["auc_fnv_ml"]) == (0.0, 0.0, pytest.approx(5 * 16 * VOXEL_ML))
     assert metrics["cohort"]["auc_pooled_f1"] == 0.0
+    assert (one["detection_steps"], two["detection_steps"]) == ([[0, 0, 1]] * 6, [[0, 0, 2]] * 6)
+    left_out = evaluate(truth, guess, tmp_path / "n.json", edition="V", failed="nan", cases=["one", "two"])
+    assert [row["detection_steps"] for row in left_out["results"]] == [None, None]
+    assert left_out["cohort"]["auc_pooled_f1"] is None
+
+
+def test_without_steps_there_are_no_counts_of_steps(tmp_path: Path, truth: Path, guess: Path):
+    metrics = evaluate(truth, guess, tmp_path / "m.json", edition="V")
+    assert [row["detection_steps"] for row in metrics["results"]] == [None, None, None]
+
+
+UNUSABLE = {
+    "null": "[null]",
+    "empty list": "[]",
+    "object": "{}",
+    "truncated": '[{"pk": "p1", "inputs": [',
+    "strangers": '[{"pk": "p1", "status": "Failed", "inputs": [{"image": {"name": "other.mha"}}]}]',
+    "no file": None,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_submission_without_anything_usable_is_all_missing(
+    tmp_path: Path, truth: Path, capsys: pytest.CaptureFixture, kind: str
+):
+    folder, out = tmp_path / "input", tmp_path / "out" / "metrics.json"
+    folder.mkdir()
+    if (content := UNUSABLE[kind]) is not None:
+        (folder / "predictions.json").write_text(content)
+    assert main(["--input", str(folder), "--ground-truth", str(truth), "--output", str(out)]) == 0
+    metrics = read_valid(out)
+    assert metrics["cases"] == {"all": 3, "scored": 0, "missing": 3, "failed": 0, "refused": 0}
+    assert [row["dice"] for row in metrics["results"]] == [0.0, 0.0, None]
+    assert [row["fnv_ml"] for row in metrics["results"][:2]] == pytest.approx([8 * VOXEL_ML, 16 * VOXEL_ML])
+    assert "so every case is missing" in metrics["notes"][0]
+    assert "warning: none of the 1 predictions belongs" in capsys.readouterr().err
+    words = ["evaluate", "--ground-truth", truth, "--predictions", folder, "--out", tmp_path / "cli/metrics.json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert "NOT ONE of 3 cases was scored" in result.output
+    assert read_valid(tmp_path / "cli/metrics.json")["results"] == metrics["results"]
+
+
+def test_worst_makes_a_submission_without_masks_the_last_one(tmp_path: Path, truth: Path, guess: Path):
+    (tmp_path / "nothing").mkdir()
+    nothing = evaluate(truth, tmp_path / "nothing", tmp_path / "a.json", failed="worst")
+    image_voxels = GRID.array.size
+    fpv_ml = [row["fpv_ml"] for row in nothing["results"]]
+    assert fpv_ml == pytest.approx([(image_voxels - lesions) * VOXEL_ML for lesions in (8, 16, 0)])
+    assert (
+        nothing["aggregates"]["fpv_ml"]["mean"]
+        > evaluate(truth, guess, tmp_path / "b.json")["aggregates"]["fpv_ml"]["max"]
+    )
+    assert [row["lesion_fp"] for row in nothing["results"]] == [2 * 3 * 4 * 5] * 3  # the grid is 6 x 8 x 10
 
 
 @pytest.mark.parametrize(("edition", "expected"), [("III", "expected no folders"), ("IV", "expected 11 folders")])
@@ -254,3 +316,13 @@ def test_lesions_of_an_earlier_evaluation_go(tmp_path: Path, truth: Path, guess:
     with pytest.raises(AutopetError, match="ground truth is broken"):
         evaluate(truth, guess, tmp_path / "m" / "metrics.json")
     assert not (tmp_path / "m/lesions.csv").exists()
+
+
+@pytest.mark.parametrize("broken", ["one", "zero"])  # the first case, before any picture, and the last one
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_ground_truth_leaves_no_previews(tmp_path: Path, truth: Path, guess: Path, broken: str, workers: int):
+    (truth / f"{broken}.mha").write_bytes(b"no image")
+    (tmp_path / "m").mkdir()
+    with pytest.raises(AutopetError, match="ground truth is broken"):
+        evaluate(truth, guess, tmp_path / "m" / "metrics.json", workers=workers)
+    assert not list((tmp_path / "m").iterdir())

@@ -92,9 +92,11 @@ def test_intervals_chances_and_tau():
     assert shares[1, 1] == np.mean(found.ranks[:, 1] == 2)
 
 
-def test_one_case_and_ties_are_certain():
+def test_equal_cases_and_ties_are_certain_and_one_case_says_nothing():
     scheme = one_metric(bootstraps=50)
-    found = bootstrap_ranks(table_of(np.array([[[0.5]], [[0.5]], [[0.4]]]), scheme, metrics=["dice"]), scheme)
+    values = np.array([[[0.5]], [[0.5]], [[0.4]]])
+    assert bootstrap_ranks(table_of(values, scheme, metrics=["dice"]), scheme) is None
+    found = bootstrap_ranks(table_of(np.repeat(values, 2, axis=1), scheme, metrics=["dice"]), scheme)
     assert found is not None
     assert found.ranks.tolist() == [[1, 1, 3]] * 50
     assert found.p_first.tolist() == [1, 1, 0]  # a shared first place counts for both

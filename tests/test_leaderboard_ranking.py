@@ -227,8 +227,9 @@ def test_a_subset_that_says_nothing_of_a_metric_is_left_out():
 
 def test_edition_five_by_hand():
     tables = {"A": [[4.0, 1.0], [3.0, 2.0]], "B": [[5.0, 1.0], [4.0, 1.0]], "C": [[1.0, 3.0], [1.0, 4.0]]}
-    # AUC-Dice means 3.5, 4.5, 1 -> 2, 1, 3; AUC-DMM 1.5, 1, 3.5 -> 2, 3, 1; all score 2: no tie-break is published
-    standings = rank_submissions(board(tables, metrics=["auc_dice", "auc_f1"]), SCHEMES["V"])
+    steps = {name: [((tp, 0, 10 - tp),) * 6] * 2 for name, tp in (("A", 5), ("B", 2), ("C", 8))}
+    # AUC-Dice means 3.5, 4.5, 1 -> 2, 1, 3; AUC-DMM of 5, 2, 8 of 10 -> 2, 3, 1; all score 2: no tie-break is published
+    standings = rank_submissions(board(tables, metrics=["auc_dice", "auc_f1"], steps=steps), SCHEMES["V"])
     assert [(s.submission.name, s.rank, s.score, s.ranks) for s in standings] == [
         ("A", 1, 2.0, (2, 2)),
         ("B", 1, 2.0, (1, 3)),

@@ -149,11 +149,19 @@ def test_tables_for_machines(site: Path):
 
 
 def test_undefined_means_are_null_and_last(tmp_path: Path):
-    submissions = read_results([write(tmp_path / "r", [row("a", None)], name="x", previews=False)])
+    rows = {"x": [row("a", None)], "y": [row("a", 0.5)]}
+    submissions = read_results([write(tmp_path / name, rows[name], name=name, previews=False) for name in rows])
     write_site(submissions, tmp_path / "site", scheme=QUICK)
     content = json.loads((tmp_path / "site" / "leaderboard.json").read_text())
-    assert content["standings"][0]["means"]["dice"] is None
-    assert content["standings"][0]["undefined"] == ["dice", "fnv_ml"]
+    assert content["standings"][1]["name"] == "x"
+    assert content["standings"][1]["means"]["dice"] is None
+    assert content["standings"][1]["undefined"] == ["dice", "fnv_ml"]
+    # one case, and edition III ranked by the scheme of edition I: said in the file, on the page and in the methods
+    assert ["one case only" in content["notes"][0], "edition III" in content["notes"][1]] == [True, True]
+    for name in ("index.html", "methods.txt"):
+        text = (tmp_path / "site" / name).read_text()
+        assert [note in text for note in content["notes"]] == [True, True]
+    assert content["standings"][0]["rank_interval"] is None
 
 
 def test_damaged_preview_leaves_the_page_without_a_picture(tmp_path: Path):

@@ -93,4 +93,9 @@ def test_an_edition_whose_metrics_nobody_has_does_not_apply():
     assert "autoPET V" not in found.names
     values[..., 3] = 0.5
     found = under_each_scheme(board(values, metrics=["dice", "fpv_ml", "auc_dice", "auc_f1"]), one_metric())
-    assert "autoPET V" in found.names
+    assert "autoPET V" not in found.names  # its lesions are pooled by click step
+    steps = {f"s{i:02d}": [((1, 0, 1),) * 6] * 4 for i in range(3)}
+    entries = board(values, metrics=["dice", "fpv_ml", "auc_dice", "auc_f1"], steps=steps)
+    assert "autoPET V" in under_each_scheme(entries, one_metric()).names
+    own = under_each_scheme(entries, replace(SCHEMES["V"], bootstraps=0))
+    assert "autoPET V: median-then-rank" in own.names

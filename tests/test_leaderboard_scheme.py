@@ -15,7 +15,9 @@ MINIMAL = """
 [[metrics]]
 name = "dice"
 weight = 2
+direction = "higher"
 """
+POOLED = 'aggregate = "pooled_f1_area"\n'
 FULL = """
 title = "Mine"
 method = "rank-then-aggregate"
@@ -87,11 +89,22 @@ def test_defaults_and_a_path_as_name(tmp_path: Path):
         ("columns = []\n" + MINIMAL, "unknown key 'columns'"),
         ("", r"needs at least one \[\[metrics\]\]"),
         ('[[metrics]]\nname = "dice"\n', "lacks 'weight'"),
+        (MINIMAL.replace('direction = "higher"', ""), "lacks 'direction'; it needs name, weight and direction"),
+        (
+            MINIMAL.replace("2", "1000001"),
+            "weight 1e\\+06 of metric 'dice': expected a number above 0, at most 1,000,000",
+        ),
+        (MINIMAL.replace("2", "inf"), "weight inf of metric 'dice'"),
+        ("bootstraps = 1000001\n" + MINIMAL, "key 'bootstraps': expected at most 1,000,000, found 1,000,001"),
+        ('lost = "zero"\n' + MINIMAL, "key 'lost': 'zero' is none of"),
+        (MINIMAL + 'aggregate = "sum"\n', "key 'aggregate': 'sum' is none of pooled_f1_area"),
+        ('method = "test-then-rank"\n' + MINIMAL + POOLED, "'pooled_f1_area' of metric 'dice' needs"),
+        ('aggregate = "variance"\n' + MINIMAL + POOLED, "'pooled_f1_area' of metric 'dice' needs"),
         (MINIMAL.replace("2", "0"), "weight 0 of metric 'dice'"),
         (MINIMAL.replace("2", "nan"), "weight nan of metric 'dice'"),
         (MINIMAL.replace("2", "'2'"), "key 'weight': expected a number, found '2'"),
         (MINIMAL + MINIMAL, "named twice"),
-        (MINIMAL + 'direction = "up"\n', "direction 'up' of metric 'dice' is none of higher, lower"),
+        (MINIMAL.replace("higher", "up"), "direction 'up' of metric 'dice' is none of higher, lower"),
         ("bootstraps = true\n" + MINIMAL, "key 'bootstraps': expected a whole number, found True"),
         ("bootstraps = -1\n" + MINIMAL, "key 'bootstraps': expected at least 0"),
         ("alpha = 1\n" + MINIMAL, "key 'alpha': expected a number between 0 and 1"),
@@ -132,6 +145,9 @@ def test_the_editions():
     assert rule("III") == (three, "mean", ("tracer", "centre"), "ranks", "dice")
     assert rule("IV") == (last | areas, "mean", ("tracer", "centre"), "values", "")
     assert rule("V") == ({"auc_dice": (0.5, True), "auc_f1": (0.5, True)}, "mean", (), "ranks", "")
+    assert [column.aggregate for column in SCHEMES["V"].columns] == ["", "pooled_f1_area"]
+    assert not any(column.aggregate for name in ("I", "II", "II-2", "III", "IV") for column in SCHEMES[name].columns)
+    assert {(scheme.missing, scheme.lost) for scheme in SCHEMES.values()} == {("ignore", "worst")}
     assert {scheme.bootstraps for scheme in SCHEMES.values()} == {10_000}
 
 

@@ -51,6 +51,31 @@ def test_two_submissions_of_one_name(tmp_path: Path):
         read_results(folders)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("Net", "nET"), ("Net A", " Net \t\u00a0 A\n"), ("Net", "\uff2e\uff45\uff54")]
+)
+def test_names_that_look_the_same_are_one_name(tmp_path: Path, first: str, second: str):
+    paths = [write(tmp_path / "1", ROWS, name=first), write(tmp_path / "2", ROWS, name=second)]
+    with pytest.raises(AutopetError, match="two submissions are named"):
+        read_results(paths)
+
+
+def test_names_are_on_one_line_and_a_blank_one_is_the_folders(tmp_path: Path):
+    paths = [write(tmp_path / "one", ROWS, name=" a \n  b "), write(tmp_path / "two", ROWS, name=" \t ")]
+    assert [s.name for s in read_results(paths)] == ["a b", "two"]
+
+
+def test_counts_by_click_step_are_read_and_checked(tmp_path: Path):
+    steps = [[1, 0, 2]] * 6
+    rows = [r | {"detection_steps": steps if r["case"] == "a" else None} for r in ROWS]
+    submission = read_results([write_raw(tmp_path / "x", rows)])[0]
+    assert [case.steps for case in submission.cases if case.case == "a"] == [((1.0, 0.0, 2.0),) * 6]
+    assert {case.steps for case in submission.cases if case.case != "a"} == {None}
+    for number, wrong in enumerate(([[1, 0]] * 6, [[1, 0, -1]] * 6, [[1, 0, 1]], 3, [["1", 0, 0]] * 6, [])):
+        with pytest.raises(AutopetError, match="is no metrics.json"):
+            read_results([write_raw(tmp_path / str(number), [r | {"detection_steps": wrong} for r in ROWS])])
+
+
 def test_other_cases_editions_and_policies_are_refused(tmp_path: Path):
     base = write(tmp_path / "base", ROWS)
     other_cases = write(tmp_path / "cases", [row("a", 0.5), row("c", 0.5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from autopet.commands.options import Part, Split, Workers, take_cases
 from autopet.errors import AutopetError
@@ -80,11 +82,13 @@ def _show_scores(metrics: dict) -> None:
     table = Table("case", "status", "Dice", "FPV ml", "FNV ml")
     for row in metrics["results"]:
         values = [row["dice"], row["fpv_ml"], row["fnv_ml"]]
-        table.add_row(row["case"], row["status"], *("-" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(Text(row["case"]), row["status"], *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     for row in metrics["results"]:
         if row["status"] != "scored":
             console.print(f"{row['case']}: {row['reason']}", style="yellow", highlight=False, markup=False)
+    if not metrics["cases"]["scored"]:
+        console.print(f"NOT ONE of {len(metrics['results'])} cases was scored", style="bold red", markup=False)
     for note in metrics["notes"]:
         console.print(note, style="yellow", highlight=False, markup=False)
 
@@ -96,7 +100,7 @@ def leaderboard(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Leaderboard",
     scheme: Annotated[str, typer.Option(help="Ranking scheme: I, II, II-2, III, IV, V, or a leaderboard.toml.")] = "I",
     bootstraps: Annotated[
-        int | None, typer.Option(min=0, help="Bootstrap samples instead of the scheme's number; 0: none.")
+        int | None, typer.Option(min=0, max=10**6, help="Bootstrap samples instead of the scheme's number; 0: none.")
     ] = None,
 ) -> None:
     """Rank submissions by an edition's rules and make a site that opens without a network."""
@@ -108,6 +112,8 @@ def leaderboard(
     if bootstraps is not None:
         chosen = replace(chosen, bootstraps=bootstraps)
     page = write_site(read_results(results), out, title=title, scheme=chosen)
+    for note in json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))["notes"]:
+        console.print(note, style="bold yellow", highlight=False, markup=False)
     console.print(f"open {page}", highlight=False)
 
 

@@ -31,7 +31,7 @@ def rank(
     out: Annotated[Path, typer.Option(help="Folder for ranking.json, ranking.csv and methods.txt.")],
     scheme: SchemeName = "I",
     bootstraps: Annotated[
-        int | None, typer.Option(min=0, help="Bootstrap samples instead of the scheme's number; 0: none.")
+        int | None, typer.Option(min=0, max=10**6, help="Bootstrap samples instead of the scheme's number; 0: none.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the bootstrap instead of the scheme's.")] = None,
 ) -> None:
@@ -50,6 +50,8 @@ def rank(
     analysis = analyse(read_results(results), chosen)
     write_ranking(analysis, out)
     _standard_output().print(_rank_table(analysis))
+    for note in analysis.notes:
+        console.print(note, style="bold yellow", highlight=False, markup=False)
     console.print(f"written to {out}: ranking.json, ranking.csv, methods.txt", highlight=False, markup=False)
 
 
@@ -90,13 +92,13 @@ def _rank_table(analysis: Analysis) -> Table:
     """Rank, interval and the values and ranks by metric; names of participants stay text."""
     scheme, stability = analysis.scheme, analysis.stability
     table = Table(title=Text(scheme.title), title_justify="left")
-    interval = () if stability is None else (f"{scheme.interval:.0%} interval", "P(rank 1)")
+    interval = () if not scheme.bootstraps else (f"{scheme.interval:.0%} interval", "P(rank 1)")
     units = [f"{c.title} {c.unit}".rstrip() for c in scheme.columns]
     for header in ("rank", "submission", *interval, "mean rank", *units):
         table.add_column(Text(header), justify="left" if header == "submission" else "right")
     for standing in analysis.standings:
         index = analysis.index(standing)
-        sampled: tuple[str, ...] = ()
+        sampled: tuple[str, ...] = ("-",) * len(interval)
         if stability is not None:
             ends = f"{stability.low[index]:g} to {stability.high[index]:g}"
             sampled = (ends, f"{stability.p_first[index]:.3f}")
