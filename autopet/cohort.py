@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopet.errors import AutopetError
+from autopet.folders import whole_file
 
 TABLE = "prep.csv"
 SPLIT = "split.csv"
@@ -59,15 +60,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def write_table(path: Path, rows: Sequence[dict], columns: Sequence[str]) -> None:
     """Write rows as CSV; the file appears whole or not at all."""
-    partial = path.with_name(f".part-{path.name}")
-    try:  # a file's name that is not UTF-8 is written with \\udc.. for its bytes
-        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # a file's name that is not UTF-8 is written with \\udc.. for its bytes
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_cohort(folder: Path) -> list[Case]:

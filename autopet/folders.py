@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and folders that one run writes to at a time."""
+"""Files and folders that appear whole or not at all, and folders that one run writes to at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,24 @@ from pathlib import Path
 from autopet.errors import AutopetError, one_line
 
 LOCK = ".autopet-lock"
-LEFTOVER = re.compile(r"\.(?:part|old)-(?P<name>.+)-[0-9a-f]{8}")
+LEFTOVER = re.compile(r"\.(?:part|old)-(?P<name>.+)-[0-9a-f]{8}")  # of whole_folder
+LEFTOVER_FILE = re.compile(r"\.part-[0-9a-f]{8}-(?P<name>.+)")  # of whole_file
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden name to write to, in the same folder and with the same suffix; the folder is made.
+
+    The file takes the place of `path` at the end, or vanishes after an error. The hidden name is another one every
+    time, so that two processes that write the same file do not write into each other's.
+    """
+    part = path.with_name(f".part-{uuid.uuid4().hex[:8]}-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -40,11 +57,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path, *names: str) -> None:
-    """Remove what killed calls of `whole_folder` left below a folder: of the names given, or of all."""
+    """Remove what killed calls of `whole_folder` and `whole_file` left in a folder: of the names given, or of all."""
     for path in sorted(parent.glob(".*")):
-        match = LEFTOVER.fullmatch(path.name)
-        if match and path.is_dir() and (not names or match["name"] in names):
+        is_folder = path.is_dir() and not path.is_symlink()
+        match = (LEFTOVER if is_folder else LEFTOVER_FILE).fullmatch(path.name)
+        if not match or (names and match["name"] not in names):
+            continue
+        if is_folder:
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

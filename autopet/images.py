@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +13,7 @@ import SimpleITK as sitk
 from isal import igzip
 
 from autopet.errors import AutopetError
+from autopet.folders import whole_file
 from autopet.integrity import NIFTI_HEADER, check_file
 from autopet.volume import Volume, from_sitk, to_sitk
 
@@ -128,20 +127,16 @@ def write_image(path: Path, volume: Volume) -> Path:
     if not is_image(path):
         raise AutopetError(f"{path}: unknown image suffix, use one of {', '.join(SUFFIXES)}")
     array = volume.array.astype(np.float32) if volume.array.dtype == np.float64 else volume.array
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".part-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        if path.name.lower().endswith(".nii.gz"):
-            _write_nifti_gz(partial, volume.with_array(array))
-        else:
-            sitk.WriteImage(to_sitk(volume.with_array(array)), str(partial), useCompression=True)
-        os.replace(partial, path)
+        with whole_file(path) as part:
+            if path.name.lower().endswith(".nii.gz"):
+                _write_nifti_gz(part, volume.with_array(array))
+            else:
+                sitk.WriteImage(to_sitk(volume.with_array(array)), str(part), useCompression=True)
     except (RuntimeError, OSError) as error:
         raise AutopetError(
             f"{path}: cannot be written (disk full or no permission?): {str(error).strip()[-200:]}"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autopet.errors import AutopetError
+from autopet.folders import whole_file
 from autopet.images import find_images, image_stem, read_image, write_image
 from autopet.volume import Volume, overlap_mm, resample
 
@@ -171,13 +172,9 @@ def write_outputs(folder: Path, sockets: tuple[Socket, ...], outputs: Mapping[st
 def _write(folder: Path, socket: Socket, value: Any, stem: str) -> Path:
     path = folder / socket.relative_path
     if socket.kind == "json":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".part-{path.name}")
-        try:
-            partial.write_text(json.dumps(value) + "\n")
-            return partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(value) + "\n")
+        return path
     for stale in find_images(path) if path.is_dir() else []:  # exactly one image per socket, also on a second run
         stale.unlink()
     return write_image(path / f"{stem}.mha", value)

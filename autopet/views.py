@@ -52,3 +52,15 @@ def coronal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]
     array, (row_mm, _, column_mm) = radiological(volume)
     # numpy reduces quickest along memory: one front-back slab after the other, without a turned copy of the volume
     return np.fmax.reduce(array, axis=1), (row_mm, column_mm)
+
+
+def sagittal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
+    """Maximum from the patient's right to left: (rows, columns) array, head up, front on the left; NaN counts least.
+
+    Returns
+    -------
+    projection : (rows, columns) array of the volume's dtype
+    spacing_mm : (row, column) distance in mm
+    """
+    array, (row_mm, column_mm, _) = radiological(volume)
+    return np.fmax.reduce(array, axis=2), (row_mm, column_mm)

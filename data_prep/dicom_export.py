@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from autopet import __version__
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from autopet.progress import console
 from autopet.volume import Volume, resample
 from data_prep.attributes import tag_name, values
@@ -239,15 +239,11 @@ def _code_string(text: str) -> str:
 
 
 def _save(data: Dataset, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".part-{uuid.uuid4().hex[:8]}-{out.name}")
     try:
-        data.save_as(partial, enforce_file_format=True)
-        os.replace(partial, out)
+        with whole_file(out) as part:
+            data.save_as(part, enforce_file_format=True)
     except OSError as error:
         raise AutopetError(f"{out}: cannot be written (disk full or no permission?): {one_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _say(text: str, *, style: str = "yellow") -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from isal import isal_zlib
 from autopet import __version__
 from autopet.cohort import TABLE
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from autopet.volume import IDENTITY, Volume
 from data_prep.case_store import ROLES, Entry, Row, check_entry, check_rows, columns_of
 from data_prep.records import AUDIT, MIP
@@ -210,15 +210,8 @@ class Hdf5Writer:
 
     @contextmanager
     def _new_file(self, case: str) -> Iterator[h5py.File]:
-        path = self.folder / self._name(case)
-        partial = path.with_name(f".part-{case}-{uuid.uuid4().hex[:8]}.h5")
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with h5py.File(partial, "w") as file:
-                yield file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(self.folder / self._name(case)) as part, h5py.File(part, "w") as file:
+            yield file
 
 
 class Hdf5Cohort:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from data_prep.thumbnails import LESION_RED, SUV_BLACK
 
 PAGE = "prep.html"
@@ -22,7 +22,6 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 STATUSES = ("converted", "skipped", "failed")
 BETWEEN_WARNINGS = " | "
 NONE = "\N{EN DASH}"
-PART = ".part-"
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,9 @@ def write_report(out: Path, rows: Sequence[dict]) -> Path:
     """
     out = Path(out)
     content = report_html(out, rows).encode("utf-8", "replace")
-    partial = out / f"{PART}{os.getpid()}-{PAGE}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, out / PAGE)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(out / PAGE) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise AutopetError(
             f"{out / PAGE}: cannot be written (disk full or no permission?): {one_line(error)}"

@@ -12,6 +12,7 @@ from typing import Any
 from autopet.cohort import write_table
 from autopet.engine import Limits, run_container
 from autopet.errors import AutopetError
+from autopet.folders import whole_file
 from evaluation.aggregate import printable
 from evaluation.evaluate import remove_earlier
 from evaluation.previews import FOLDER
@@ -71,9 +72,8 @@ def evaluate_in_container(
             shutil.copytree(folder / "output" / FOLDER, out.parent / FOLDER, dirs_exist_ok=True)
         if (folder / "output" / LESIONS_FILE).is_file():
             shutil.copy(folder / "output" / LESIONS_FILE, out.parent)
-        partial = out.with_name(f".part-{out.name}")
-        shutil.copy(folder / "output/metrics.json", partial)
-        partial.replace(out)
+        with whole_file(out) as part:
+            shutil.copy(folder / "output/metrics.json", part)
     return json.loads(out.read_text())
 
 

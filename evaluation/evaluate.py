@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from autopet.parallel import LostProcessError
 from autopet.progress import track
 from evaluation import previews as pictures
@@ -94,12 +95,8 @@ def evaluate(
     pairing = _pair_all(select_truths(everything, cases), everything, Path(predictions), edition=edition)
     folder = out.parent / pictures.FOLDER
     settings = Settings(edition, folder if previews else None, surface, tolerance_mm)
-    remove_earlier(out)
-    try:
+    with _only_whole(out):
         scored = _score_all(pairing.pairs, settings, workers=workers, scheduler=scheduler)
-    except BaseException:  # what was written before, or the empty folder, is of no use without metrics.json
-        remove_earlier(out)
-        raise
     metrics = build_metrics(
         apply_policy([one.row for one in scored], policy, bounds=[one.bounds for one in scored]),
         name=name or _default_name(out),
@@ -134,6 +131,17 @@ def _pair_all(truths: Sequence[Truth], everything: Sequence[Truth], predictions:
     return join_steps(pairings) if steps else pairings[0]
 
 
+@contextmanager
+def _only_whole(out: Path) -> Iterator[None]:
+    """Previews of this evaluation alone, and none when it fails: they are of no use without metrics.json."""
+    remove_earlier(out)
+    try:
+        yield
+    except BaseException:
+        remove_earlier(out)
+        raise
+
+
 def remove_earlier(out: Path) -> None:
     """What an earlier evaluation left beside metrics.json, so that nothing is taken for this one's."""
     pictures.remove_previews(out.parent / pictures.FOLDER)
@@ -162,12 +170,8 @@ def _score_all(pairs: Sequence[Pair], settings: Settings, *, workers: int, sched
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON that every parser takes (no NaN); the file appears whole or not at all."""
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise AutopetError(f"{path}: cannot be written ({one_line(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ Members of `previews/<case>.npz`, all in the order head to foot, front to back, 
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from autopet.errors import AutopetError, one_line
-from autopet.views import coronal_projection, radiological
+from autopet.folders import whole_file
+from autopet.views import coronal_projection, sagittal_projection
 from autopet.volume import Volume
 from evaluation.coarse import CoarseVolume, coarse_volume
 
@@ -74,18 +74,6 @@ def make_preview(ground_truth: Volume, prediction: Volume | None, pet: Volume | 
     )
 
 
-def sagittal_projection(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
-    """Maximum from the patient's right to left: (rows, columns) array, head up, front on the left; NaN counts least.
-
-    Returns
-    -------
-    projection : (rows, columns) array of the volume's dtype
-    spacing_mm : (row, column) distance in mm
-    """
-    array, (row_mm, column_mm, _) = radiological(volume)
-    return np.fmax.reduce(array, axis=2), (row_mm, column_mm)
-
-
 def _as_float16(image: np.ndarray) -> np.ndarray:
     """Rounded to 1/32 of an SUV, which no eye can tell and halves the file."""
     image = np.nan_to_num(image.astype(np.float32), nan=0.0)
@@ -95,18 +83,12 @@ def _as_float16(image: np.ndarray) -> np.ndarray:
 
 def write_preview(path: Path, preview: Preview) -> Path:
     """Write a preview as a compressed .npz; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     members = {name: getattr(preview, name) for name in (*CORONAL, *SAGITTAL)}
     if preview.volume is not None:
         members |= {name: getattr(preview.volume, name.removeprefix("volume_")) for name in VOLUME}
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in members.items() if value is not None}
-    partial = path.with_name(f"{PART}{os.getpid()}-{path.name}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
     return path
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from evaluation.lesions import LesionRow
 
 LESIONS_FILE = "lesions.csv"
@@ -33,15 +33,11 @@ def write_lesions(path: Path, lesions: Mapping[str, Iterable[LesionRow]]) -> Non
     writer.writeheader()
     for case, rows in lesions.items():
         writer.writerows({"case": case} | {key: _cell(value) for key, value in asdict(row).items()} for row in rows)
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as part:
+            part.write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
         raise AutopetError(f"{path}: cannot be written ({one_line(error)})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> Any:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from autopet import __version__
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from evaluation.statuses import STATUSES
 from leaderboard.analysis import Analysis
 from leaderboard.ranking import Standing
@@ -42,12 +42,8 @@ def write_ranking(analysis: Analysis, out: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that appears whole or not at all."""
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", errors="replace")
 
 
 def ranking_json(analysis: Analysis) -> dict[str, Any]:

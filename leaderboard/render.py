@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autopet.errors import AutopetError, one_line
-from autopet.folders import whole_folder
+from autopet.folders import whole_file, whole_folder
 from autopet.progress import track
 from leaderboard.analysis import analyse
 from leaderboard.case_pages import case_files
@@ -106,9 +105,5 @@ def _encoded(text: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_bytes(content)

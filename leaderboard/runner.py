@@ -19,6 +19,7 @@ from autopet.checkpoint import SUMS, open_to_all, sha256
 from autopet.cohort import Case
 from autopet.engine import Limits, Outcome, image_id, run_case
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from autopet.images import find_images, read_image, write_image
 from autopet.progress import console, track
 from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
@@ -109,9 +110,8 @@ def _fingerprint(case: Case) -> str:
 
 
 def _write_jobs(out: Path, jobs: list[dict[str, Any]]) -> None:
-    partial = out / f".part-{JOBS}"
-    partial.write_text(json.dumps(jobs, indent=2) + "\n")
-    partial.replace(out / JOBS)
+    with whole_file(out / JOBS) as part:
+        part.write_text(json.dumps(jobs, indent=2) + "\n")
 
 
 def _run(entry: Entry, case: Case, out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from autopet import folders
 from autopet.errors import AutopetError
-from autopet.folders import remove_leftovers, sole_writer, whole_folder
+from autopet.folders import remove_leftovers, sole_writer, whole_file, whole_folder
 
 
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path: Path, monkeypatch):
@@ -79,3 +79,28 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path):
 def test_errors_of_the_work_itself_stay_what_they_are(tmp_path: Path):
     with pytest.raises(FileNotFoundError), sole_writer(tmp_path / "out"):
         (tmp_path / "absent" / "x").read_text()
+
+
+def test_a_file_is_whole_or_as_before(tmp_path: Path):
+    path = tmp_path / "new" / "a.csv"
+    with whole_file(path) as part:
+        part.write_text("1")
+        assert not path.exists()
+        assert part.suffix == ".csv"  # writers choose the format by it
+    with pytest.raises(TypeError), whole_file(path) as part, part.open("w") as file:
+        file.writelines(["2", 3])  # the second is no text
+    assert path.read_text() == "1"
+    assert [found.name for found in path.parent.iterdir()] == ["a.csv"]
+
+
+def test_files_of_killed_writers_are_leftovers_too(tmp_path: Path):
+    for name in (".part-0123abcd-prep.csv", ".part-0123abcd-other.csv", ".part-notes.csv", "prep.csv"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path, "prep.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".part-0123abcd-other.csv",
+        ".part-notes.csv",
+        "prep.csv",
+    ]
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".part-notes.csv", "prep.csv"]

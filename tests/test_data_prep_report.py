@@ -160,7 +160,7 @@ def test_failure_keeps_the_page_of_before(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(AutopetError, match=r"prep\.html: cannot be written .*No space left"):
         write_report(tmp_path, [])
     assert (tmp_path / "prep.html").read_text() == before

@@ -16,7 +16,6 @@ from evaluation_helpers import evaluate, read_valid
 
 from autopet.errors import AutopetError
 from autopet.images import write_image
-from autopet.views import coronal_projection
 from autopet.volume import Volume
 from evaluation import evaluate as scoring
 from evaluation import scoring as cases
@@ -212,27 +211,6 @@ def test_previews_show_both_masks_and_the_pet(tmp_path: Path, truth: Path):
     assert preview.prediction.sum() == 4
     assert [bool(row_of(metrics, case)["preview"]) for case in ("one", "two", "zero")] == [False, True, True]
     assert "shape" in row_of(metrics, "two")["preview"]
-
-
-@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, 1, -1), (-1, 1, -1)])
-def test_projection_has_the_head_up_and_the_right_hand_left(signs: tuple[int, int, int]):
-    array = np.zeros((4, 5, 6), np.uint8)
-    array[3 if signs[2] > 0 else 0, 2, 0 if signs[0] > 0 else 5] = 1  # uppermost slice, patient's right
-    volume = Volume(array, spacing_mm=(1.0, 2.0, 3.0), direction=tuple(np.diag(signs).astype(float).ravel()))
-    projected, spacing_mm = coronal_projection(volume)
-    assert projected.shape == (4, 6)
-    assert projected[0, 0] == 1
-    assert spacing_mm == (3.0, 1.0)
-
-
-def test_projection_of_a_volume_sliced_from_front_to_back():
-    direction = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)  # grid y runs to the feet, grid z to the back
-    array = np.zeros((3, 4, 5), np.uint8)
-    array[1, 0, 4] = 1
-    projected, spacing_mm = coronal_projection(Volume(array, (1.0, 2.0, 3.0), direction=direction))
-    assert projected.shape == (4, 5)
-    assert projected[0, 4] == 1
-    assert spacing_mm == (2.0, 1.0)
 
 
 def test_preview_survives_undefined_pet_values():
