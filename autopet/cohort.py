@@ -33,7 +33,7 @@ class Case:
     suffix: str = SUFFIXES[0]
 
     def image(self, role: str) -> Path:
-        """The image CT, PET, SUV, CTres or SEG."""
+        """The image CT, PET, SUV, CTres, SEG or ORGANS; it may be missing."""
         return self.folder / f"{role}{self.suffix}"
 
     @property
@@ -50,6 +50,11 @@ class Case:
     def mask(self) -> Path:
         """Lesion mask on the PET grid."""
         return self.image("SEG")
+
+    @property
+    def organs(self) -> Path:
+        """Organ labels (`autopet.organs.ORGANS`) on the PET grid, uint8; only where `autopet organs` made them."""
+        return self.image("ORGANS")
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

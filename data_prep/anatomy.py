@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_prep.shapes import Blob, Capsule, Hoop, Point, Shape, Tube, Wobble, rotation_matrix
-from data_prep.tissues import Anatomy, Layer, MapLayer, Tissue
+from data_prep.tissues import HEART, Anatomy, Layer, MapLayer, Tissue
 
 REFERENCE_HEIGHT_MM = 1750.0
 VERTEX_MM, SKULL_BASE_MM, THIGH_MM = 1765.0, 1600.0, 800.0  # where scans of the reference adult begin and end
@@ -108,9 +108,9 @@ class Builder:
         self.rng, self.frame, self.spread = rng, frame, spread
         self.layers: list[Layer | MapLayer] = []
 
-    def add(self, tissue: Tissue, shape: Shape, over: tuple[Tissue, ...] = ()) -> None:
+    def add(self, tissue: Tissue, shape: Shape, over: tuple[Tissue, ...] = (), *, organ: int | None = None) -> None:
         """A shape in patient coordinates, see `Layer`."""
-        self.layers.append(Layer(tissue, shape, over))
+        self.layers.append(Layer(tissue, shape, over, organ))
 
     def blob(
         self,
@@ -122,6 +122,7 @@ class Builder:
         wobble: float = 0.05,
         tilt: float = 0.12,
         vary: float = 0.08,
+        organ: int | None = None,
     ) -> None:
         """An organ: position, size, tilt and surface vary between patients."""
         rng = self.rng
@@ -130,7 +131,8 @@ class Builder:
         rotation = rotation_matrix(rng.normal(0, tilt, 3) * self.spread)
         waves = Wobble.sample(rng, wobble, float(np.mean(size)))
         x, y, z = (float(value) for value in size)
-        self.add(tissue, Blob(self.frame.point(*(float(v) for v in moved)), (x, y, z), rotation, waves), over)
+        shape = Blob(self.frame.point(*(float(v) for v in moved)), (x, y, z), rotation, waves)
+        self.add(tissue, shape, over, organ=organ)
 
     def capsule(
         self, tissue: Tissue, start: Point, end: Point, radii: tuple[float, float], over: tuple[Tissue, ...] = ()
@@ -237,7 +239,7 @@ def _head(build: Builder) -> None:
     for side in (-1, 1):
         build.blob(Tissue.SALIVARY, (side * 57, 2, 1578), (10, 17, 24))
         build.blob(Tissue.SALIVARY, (side * 30, -38, 1540), (10, 14, 11))
-        build.blob(Tissue.SALIVARY, (side * 36, -80, 1632), (5, 6, 6))
+        build.blob(Tissue.SALIVARY, (side * 36, -80, 1632), (5, 6, 6), organ=0)  # of tears: no head gland of the maps
     build.capsule(Tissue.GAS, (0, -12, 1570), (0, 12, 1395), (8, 7))
 
 
@@ -258,12 +260,12 @@ def _chest(build: Builder) -> None:
         build.blob(Tissue.LUNG, (side * 68, 8, 1360), (56, 80, 118), over=(Tissue.MUSCLE, Tissue.FAT), wobble=0.03)
     build.blob(Tissue.SOFT, (0, 0, 1370), (30, 72, 105), over=INNER)
     build.capsule(Tissue.GAS, (0, 5, 1480), (0, 12, 1395), (8, 7))
-    build.blob(Tissue.BLOOD, (12, -30, 1325), (56, 50, 46))
+    build.blob(Tissue.BLOOD, (12, -30, 1325), (56, 50, 46), organ=HEART)
     heart = build.frame.point(*(np.array([36.0, -36.0, 1318.0]) + build.rng.normal(0, 4, 3)))
     rotation = rotation_matrix(np.array([0.5, 0.6, 0.0]) + build.rng.normal(0, 0.15, 3))
     for tissue, radii in ((Tissue.MYOCARDIUM, (34, 34, 46)), (Tissue.BLOOD, (22, 22, 34))):
         size = tuple(radius * build.frame.scale for radius in radii)
-        build.add(tissue, Blob(heart, size, rotation))  # type: ignore[arg-type]
+        build.add(tissue, Blob(heart, size, rotation), organ=HEART)  # type: ignore[arg-type]
     build.capsule(Tissue.BLOOD, (-8, -15, 1340), (-5, -8, 1405), (15, 14))
     build.capsule(Tissue.BLOOD, (-5, -8, 1405), (18, 38, 1398), (13, 12))
     build.capsule(Tissue.BLOOD, (18, 38, 1398), (16, 22, 1200), (12, 11), INNER)

@@ -19,7 +19,7 @@ from data_prep.records import AUDIT, MIP, write_images
 from data_prep.report import write_report
 from data_prep.staging import MARKER, Receipt, described, is_whole, link_files, read_receipts
 
-ROLES = ("CT", "PET", "SUV", "CTres", "SEG")
+ROLES = ("CT", "PET", "SUV", "CTres", "SEG", "ORGANS")
 CONVERTED = "converted"
 Row = dict[str, str]  # of prep.csv
 

@@ -30,6 +30,7 @@ from autopet import __version__
 from autopet.cohort import TABLE
 from autopet.errors import AutopetError, one_line
 from autopet.folders import whole_file
+from autopet.organs import ORGANS
 from autopet.volume import IDENTITY, Volume
 from data_prep.case_store import ROLES, Entry, Row, check_entry, check_rows, columns_of
 from data_prep.records import AUDIT, MIP
@@ -41,7 +42,14 @@ CASES = "cases"
 COHORT = "cohort.h5"
 CHUNK_BYTES = 1 << 20
 GZIP_LEVEL = 2  # of isal
-UNITS = {"CT": "HU", "CTres": "HU", "PET": "as in the DICOM series", "SUV": "g/ml", "SEG": "1 is lesion"}
+UNITS = {
+    "CT": "HU",
+    "CTres": "HU",
+    "PET": "as in the DICOM series",
+    "SUV": "g/ml",
+    "SEG": "1 is lesion",
+    "ORGANS": ", ".join(f"{organ.label} is {organ.name}" for organ in ORGANS),
+}
 
 
 def read_case(file: Path, case: str) -> dict[str, Volume]:

@@ -144,7 +144,7 @@ class NnunetWriter:
 class NnunetTarget:
     """A dataset folder."""
 
-    left_out = "CT on its own grid and PET before SUV conversion"
+    left_out = "CT on its own grid and PET before SUV conversion; organ labels"
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan

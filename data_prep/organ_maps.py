@@ -11,22 +11,9 @@ from autopet.components import label_components
 from autopet.errors import AutopetError
 from autopet.volume import Volume
 from data_prep.anatomy import TORSO, Builder, Frame, Habitus, add_body, add_details, finish
-from data_prep.tissues import Anatomy, Layer, MapLayer, Tissue
+from data_prep.tissues import ORGAN_TISSUES, Anatomy, Layer, MapLayer, Tissue
 
-# Labels of the organ maps: 1 spleen ... 10 head glands.
-MAP_TISSUES = (
-    Tissue.AIR,
-    Tissue.SPLEEN,
-    Tissue.KIDNEY,
-    Tissue.LIVER,
-    Tissue.URINE,
-    Tissue.LUNG,
-    Tissue.BRAIN,
-    Tissue.MYOCARDIUM,
-    Tissue.STOMACH,
-    Tissue.PROSTATE,
-    Tissue.SALIVARY,
-)
+MAP_TISSUES = ORGAN_TISSUES  # of the organ maps' labels: 1 spleen ... 10 head glands
 
 
 def around_organs(rng: np.random.Generator, organs: Volume, habitus: Habitus) -> Anatomy:
@@ -53,7 +40,9 @@ def around_organs(rng: np.random.Generator, organs: Volume, habitus: Habitus) ->
     add_body(build, habitus, _widened_torso(organs, frame))
     replaced = set(np.unique(tissues).tolist()) | {Tissue.MYOCARDIUM}
     kept = [layer for layer in build.layers if isinstance(layer, Layer) and layer.tissue not in replaced]
-    build.layers = [*kept, MapLayer(organs.with_array(_hollow_heart(tissues, organs)))]
+    mapped = set(np.unique(organs.array).tolist())  # what the reference heart's blood shows of it is no heart here
+    kept = [replace(layer, organ=0) if layer.organ in mapped else layer for layer in kept]
+    build.layers = [*kept, MapLayer(organs.with_array(_hollow_heart(tissues, organs)), organs)]
     add_details(build, habitus)
     top = organs.origin_mm[2] + (organs.shape[0] - 1) * organs.spacing_mm[2]
     return replace(finish(build, habitus), bottom_mm=organs.origin_mm[2], top_mm=top)

@@ -18,7 +18,7 @@ import numpy as np
 
 from autopet.cohort import read_table, write_table
 from autopet.errors import AutopetError
-from autopet.images import find_images, read_image
+from autopet.images import find_images, read_image, write_image
 from autopet.parallel import LostProcessError, run_jobs
 from autopet.progress import track
 from data_prep.anatomy import Habitus
@@ -27,6 +27,7 @@ from data_prep.imaging import SCANNERS, Scanner
 from data_prep.simulation import simulate
 
 METADATA = "metadata.csv"
+ORGAN_FOLDER = "organs"  # beside the collections
 COLUMNS = ("patient_id", "study_uid", "tracer", "centre", "diagnosis", "positive", "lesions", "age", "sex")
 COLLECTIONS = {"FDG": "FDG-PET-CT-Lesions", "PSMA": "PSMA-PET-CT-Lesions"}
 SIZES = ("small", "full")
@@ -65,6 +66,9 @@ def write_cohort(
     workers: int = 1,
 ) -> list[dict]:
     """Write a phantom cohort as DICOM, `<out>/<collection>/<patient>/<study>/{CT,PT,SEG}/*.dcm`, and metadata.csv.
+
+    Beside it go the organs of every body, `<out>/organs/<patient>.nii.gz`: uint8 on the PET grid, labels as in
+    `autopet.organs.ORGANS`; `autopet organs COHORT --maps <out>/organs` takes them into the converted cohort.
 
     Every case depends on the seed, its index and the settings only: fewer cases are a prefix of more, and a second call
     writes the same bytes. Studies that are complete are left alone, so a killed call can be repeated.
@@ -224,8 +228,13 @@ def _write_case(patient: Patient, *, out: Path, size: str, maps: tuple[Path, ...
         shutil.rmtree(leftover, ignore_errors=True)
     hidden.mkdir(parents=True)
     write_study(hidden, header, pet=study.pet, ct=study.ct, mask=study.mask)
+    write_image(_organ_map(out, patient), study.organs)
     hidden.rename(final)
     return _row(patient, header.uid("study"), len(study.lesions))
+
+
+def _organ_map(out: Path, patient: Patient) -> Path:
+    return out / ORGAN_FOLDER / f"{patient.patient_id}.nii.gz"
 
 
 def _map_of(patient: Patient, maps: tuple[Path, ...], seed: int) -> Path:
@@ -252,14 +261,14 @@ def _row(patient: Patient, study_uid: str, lesions: int) -> dict:
 
 
 def _finished_rows(out: Path, patients: list[Patient]) -> dict[str, dict]:
-    """Rows of the studies that an earlier call finished: both listed in metadata.csv and in place."""
+    """Rows of the studies that an earlier call finished: listed in metadata.csv and in place, with their organ map."""
     table = out / METADATA
     listed = {row["patient_id"]: row for row in read_table(table)} if table.is_file() else {}
     rows = {}
     for patient in patients:
         folder = out / COLLECTIONS[patient.tracer] / patient.patient_id
         whole = any(not path.name.startswith(".") for path in folder.iterdir()) if folder.is_dir() else False
-        if whole and patient.patient_id in listed:
+        if whole and patient.patient_id in listed and _organ_map(out, patient).is_file():
             row = listed[patient.patient_id]
             rows[patient.patient_id] = _row(patient, row["study_uid"], int(row["lesions"]))
     return rows

@@ -38,6 +38,7 @@ class SimulatedStudy:
     lesions: tuple[Lesion, ...]
     habitus: Habitus
     labels: Volume  # tissues on the PET grid
+    organs: Volume  # the organs among them, labels as in `autopet.organs.ORGANS`; lesions do not change them
 
 
 def simulate(
@@ -64,7 +65,7 @@ def simulate(
     anatomy = around_organs(rng, organs, habitus) if organs is not None else procedural(rng, habitus)
     stretch = (anatomy.bottom_mm, anatomy.top_mm)
     grid = make_grid(scanner.pet_spacing_mm, scanner.pet_size, centre_mm=anatomy.centre_mm, z_mm=stretch)
-    labels = anatomy.paint(grid)
+    labels, organ_labels = anatomy.paint_with_organs(grid)
     suv = sample_uptake(rng, tracer)
     activity = uptake_image(labels, suv, texture(rng, grid))
     grower = Grower(rng, anatomy, grid, labels=labels, activity=activity, fine=fine)
@@ -81,6 +82,7 @@ def simulate(
         lesions=tuple(grower.lesions),
         habitus=habitus,
         labels=grid.with_array(labels),
+        organs=grid.with_array(organ_labels),
     )
 
 

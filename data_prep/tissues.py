@@ -41,20 +41,51 @@ class Tissue(IntEnum):
     TABLE = 22  # never painted, but every patient's random numbers count with it: without it all cohorts change
 
 
+# Organ labels as in `autopet.organs.ORGANS`, and the tissue that each one is made of.
+ORGAN_TISSUES = (
+    Tissue.AIR,
+    Tissue.SPLEEN,
+    Tissue.KIDNEY,
+    Tissue.LIVER,
+    Tissue.URINE,
+    Tissue.LUNG,
+    Tissue.BRAIN,
+    Tissue.MYOCARDIUM,
+    Tissue.STOMACH,
+    Tissue.PROSTATE,
+    Tissue.SALIVARY,
+)
+ORGAN_OF = {tissue: label for label, tissue in enumerate(ORGAN_TISSUES)}
+HEART = ORGAN_OF[Tissue.MYOCARDIUM]
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A shape to paint with a tissue, over everything or only over the tissues in `over`."""
+    """A shape to paint with a tissue, over everything or only over the tissues in `over`.
+
+    `organ` is the organ label that the shape stands for; without it the tissue decides.
+    """
 
     tissue: Tissue
     shape: Shape
     over: tuple[Tissue, ...] = ()
+    organ: int | None = None
+
+    @property
+    def organ_label(self) -> int:
+        """The organ label of the voxels that it paints."""
+        return ORGAN_OF.get(self.tissue, 0) if self.organ is None else self.organ
 
 
 @dataclass(frozen=True)
 class MapLayer:
-    """A label map to paint by nearest neighbour wherever it is not 0 (direction must be the identity)."""
+    """A label map to paint by nearest neighbour wherever it is not 0 (direction must be the identity).
+
+    `organs` holds the organ labels of its voxels, on the same grid.
+    """
 
     labels: Volume
+    organs: Volume | None = None
 
 
 @dataclass(frozen=True)
@@ -77,16 +108,21 @@ class Anatomy:
 
     def paint(self, grid: Volume) -> np.ndarray:
         """Tissue labels, uint8 (z, y, x), on a grid whose direction is the identity (its voxels are not read)."""
+        return self.paint_with_organs(grid)[0]
+
+    def paint_with_organs(self, grid: Volume) -> tuple[np.ndarray, np.ndarray]:
+        """Tissue labels, and the organ labels of the same voxels, see `autopet.organs.ORGANS`; both uint8."""
         labels = np.zeros(grid.shape, dtype=np.uint8)
+        organs = np.zeros(grid.shape, dtype=np.uint8)
         for layer in self.layers:
             if isinstance(layer, MapLayer):
-                _paint_map(labels, grid, layer.labels)
+                _paint_map(labels, organs, grid, layer)
             else:
-                _paint_shape(labels, grid, layer)
-        return labels
+                _paint_shape(labels, organs, grid, layer)
+        return labels, organs
 
 
-def _paint_shape(labels: np.ndarray, grid: Volume, layer: Layer) -> None:
+def _paint_shape(labels: np.ndarray, organs: np.ndarray, grid: Volume, layer: Layer) -> None:
     box_z, box_y, box_x = bounding_box(layer.shape, grid)
     plane = max((box_y.stop - box_y.start) * (box_x.stop - box_x.start), 1)
     step = max(SLAB_VOXELS // plane, 1)
@@ -97,10 +133,11 @@ def _paint_shape(labels: np.ndarray, grid: Volume, layer: Layer) -> None:
         if layer.over:
             hit = hit & np.isin(here, layer.over)
         here[hit] = layer.tissue
+        organs[box][hit] = layer.organ_label
 
 
-def _paint_map(labels: np.ndarray, grid: Volume, source: Volume) -> None:
-    indices, inside = [], []
+def _paint_map(labels: np.ndarray, organs: np.ndarray, grid: Volume, layer: MapLayer) -> None:
+    source, indices, inside = layer.labels, [], []
     for axis in range(3):
         points = np.arange(grid.shape[axis]) * grid.spacing_zyx_mm[axis] + grid.origin_mm[2 - axis]
         index = np.rint((points - source.origin_mm[2 - axis]) / source.spacing_zyx_mm[axis]).astype(int)
@@ -110,4 +147,6 @@ def _paint_map(labels: np.ndarray, grid: Volume, source: Volume) -> None:
         return
     box = tuple(slice(found[0], found[-1] + 1) for found in inside)
     values = source.array[np.ix_(*indices)]
-    labels[box] = np.where(values > 0, values, labels[box])
+    painted = values > 0
+    labels[box][painted] = values[painted]
+    organs[box][painted] = 0 if layer.organs is None else layer.organs.array[np.ix_(*indices)][painted]
