@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,12 +60,72 @@ def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Pa
     remove_leftovers(folder.parent, folder.name)
     with whole_folder(folder) as partial:
         config = {"bundle_version": __version__, **fill(partial)}
-        (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write_config(partial, config)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = [f"{sha256(path)}  {path.relative_to(partial).as_posix()}" for path in files]
-        (partial / SUMS).write_text("\n".join(sums) + "\n")
+        _write_sums(partial, {path.relative_to(partial).as_posix(): sha256(path) for path in files})
         open_to_all(partial)
     return folder
+
+
+def rewrite_config(folder: Path, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
+    """Change config.json of a model folder and renew its checksum; the folder changes as a whole or not at all.
+
+    Parameters
+    ----------
+    change : callable
+        Is given the configuration and returns the new one.
+
+    Returns
+    -------
+    dict
+        The new configuration.
+
+    Raises
+    ------
+    AutopetError
+        No model there, or a file of it is damaged: a new checksum must not hide that.
+    """
+    folder = Path(folder).resolve()
+    old = load_config(folder)
+    verify_sums(folder)
+    new = dict(change(json.loads(json.dumps(old))))
+    if new == old:
+        return new
+    sums = {name: digest for digest, name in _read_sums(folder)}
+    with whole_folder(folder) as partial:
+        shutil.copytree(folder, partial, copy_function=link_or_copy, dirs_exist_ok=True)
+        for name in (CONFIG, SUMS):  # these two are links to the old files, which stay what they are until the end
+            (partial / name).unlink()
+        _write_config(partial, new)
+        _write_sums(partial, sums | {CONFIG: sha256(partial / CONFIG)})
+        open_to_all(partial)
+    return new
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file that is never changed in place (weights, wheels); a copy where no link can be made."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copy(source, target)
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """`sums` are the checksums by file name."""
+    (folder / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def _read_sums(folder: Path) -> list[tuple[str, str]]:
+    """(checksum, file name) of every line of SHA256SUMS."""
+    path = folder / SUMS
+    if not path.is_file():
+        raise AutopetError(f"{path} is missing; the model folder is incomplete, copy or train it again")
+    parts = [line.partition("  ") for line in path.read_text().splitlines()]
+    return [(digest, name) for digest, _, name in parts]
 
 
 def refuse_other_content(folder: Path) -> None:
@@ -91,23 +153,30 @@ def read_config(folder: Path, *, method: str) -> dict[str, Any]:
         raise AutopetError(
             f"no weights for {method}: {path} is missing; train it, mount a model at {folder}, or bake one in"
         )
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AutopetError(f"{path}: not valid JSON ({error}); train or copy the model again") from error
+    config = load_config(Path(folder))
     if config.get("method") != method:
         raise AutopetError(f"{path}: a model of method {config.get('method')!r}, expected {method!r}")
     verify_sums(Path(folder))
     return config
 
 
+def load_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder of any method, unchecked otherwise."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AutopetError(f"{folder} is no model folder: {CONFIG} is missing; train with `autopet train` first")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AutopetError(f"{path}: not valid JSON ({error}); train or copy the model again") from error
+    if not isinstance(config, dict):
+        raise AutopetError(f"{path}: expected a JSON object; train or copy the model again")
+    return config
+
+
 def verify_sums(folder: Path) -> None:
     """Compare every file named in SHA256SUMS with its checksum."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise AutopetError(f"{sums} is missing; the model folder is incomplete, copy or train it again")
-    for line in sums.read_text().splitlines():
-        expected, _, name = line.partition("  ")
+    for expected, name in _read_sums(folder):
         path = folder / name
         if not path.is_file():
             raise AutopetError(f"weights missing: {path} is named in {SUMS} but not there; copy the model again")

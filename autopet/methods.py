@@ -36,7 +36,7 @@ def find_method(name: str) -> Method:
     """The method called `name`, or given as a dotted package path."""
     for package in [name] if "." in name else [f"{room}.{name}" for room in ROOMS]:
         try:
-            if importlib.util.find_spec(f"{package}.predict") is not None:
+            if _predicts(package):
                 return Method(package.rpartition(".")[2], package)
         except ModuleNotFoundError:
             continue
@@ -44,11 +44,15 @@ def find_method(name: str) -> Method:
 
 
 def list_methods() -> list[str]:
-    """Names of all methods that are installed, baselines first."""
+    """Names of all methods that are installed, baselines first: packages with a predict.py in one of the rooms."""
     names = []
     for room in ROOMS:
         if importlib.util.find_spec(room) is None:
             continue
         found = pkgutil.iter_modules(importlib.import_module(room).__path__)
-        names += sorted(module.name for module in found if module.ispkg)
+        names += sorted(module.name for module in found if module.ispkg and _predicts(f"{room}.{module.name}"))
     return names
+
+
+def _predicts(package: str) -> bool:
+    return importlib.util.find_spec(f"{package}.predict") is not None

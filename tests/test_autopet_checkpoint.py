@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autopet.checkpoint import override, publish_model, read_config, settings_from_dict
+from autopet import checkpoint
+from autopet.checkpoint import link_or_copy, override, publish_model, read_config, rewrite_config, settings_from_dict
 from autopet.errors import AutopetError
 
 
@@ -90,3 +91,62 @@ def test_override_parses_and_checks():
 def test_config_is_plain_json(tmp_path: Path):
     config = json.loads((publish_model(tmp_path / "m", fill) / "config.json").read_text())
     assert set(config) == {"method", "bundle_version"}
+
+
+def test_a_changed_config_has_its_checksum(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", fill)
+    weights = (folder / "weights.bin").stat()
+    new = rewrite_config(folder, lambda config: {**config, "postprocessing": {"min_suv": 1}})
+    assert new == read_config(folder, method="toy")
+    assert new["postprocessing"] == {"min_suv": 1}
+    assert (folder / "weights.bin").stat().st_ino == weights.st_ino  # gigabytes of weights are not copied
+    assert {path.stat().st_mode & 0o444 for path in folder.iterdir()} == {0o444}
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "config.json", "weights.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_config_that_stays_is_not_written(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", fill)
+    before = (folder / "config.json").stat()
+    rewrite_config(folder, lambda config: config)
+    after = (folder / "config.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_change_that_fails_leaves_the_old_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = publish_model(tmp_path / "m", fill)
+    before = (folder / "config.json").read_bytes(), (folder / "SHA256SUMS").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "_write_sums", full)
+    with pytest.raises(OSError, match="disk full"):
+        rewrite_config(folder, lambda config: {**config, "new": 1})
+    assert ((folder / "config.json").read_bytes(), (folder / "SHA256SUMS").read_bytes()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_new_checksum_never_hides_damage(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", fill)
+    (folder / "weights.bin").write_bytes(b"124")
+    with pytest.raises(AutopetError, match=r"weights.bin: checksum differs"):
+        rewrite_config(folder, lambda config: {**config, "new": 1})
+    with pytest.raises(AutopetError, match="is no model folder"):
+        rewrite_config(tmp_path, lambda config: config)
+
+
+def test_a_link_where_one_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a").write_text("weights")
+    (tmp_path / "name").symlink_to(tmp_path / "a")
+    link_or_copy(tmp_path / "name", tmp_path / "b")
+    assert (tmp_path / "b").stat().st_ino == (tmp_path / "a").stat().st_ino
+    assert not (tmp_path / "b").is_symlink()
+
+    def other_device(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(checkpoint.os, "link", other_device)
+    link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_text() == "weights"
+    assert (tmp_path / "c").stat().st_ino != (tmp_path / "a").stat().st_ino
