@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autopet import __version__
-from autopet.checkpoint import CONFIG, open_to_all, verify_sums
+from autopet.checkpoint import CONFIG, link_or_copy, open_to_all, sha256, verify_sums
 from autopet.errors import AutopetError
-from autopet.methods import find_method
+from autopet.folders import whole_file
+from autopet.methods import find_method, list_methods
 from autopet.progress import console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ REGISTRY_BASE = "python:3.11-slim"
 DEBIAN_BASE = "autopet-base:bookworm"
 IMAGE_PYTHON = (3, 11)
 EVALUATION = "evaluation"
+OWN_EXTRAS = re.compile(r"(?P<name>[\w.-]+)\[(?P<extras>[^]]+)\]")
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,56 @@ class Recipe:
 
 
 def requirements(method: str) -> list[str]:
-    """The distribution's own dependencies, those of the method's extra, and what builds a wheel."""
-    project = tomllib.loads(_source("pyproject.toml").read_text())
+    """The distribution's own dependencies, those of the method's extra, and what builds a wheel; sorted, each once.
+
+    Methods that need the same packages have the same list, and so share the layer of their images that holds them.
+    """
+    project = _project()
     extras = project["project"]["optional-dependencies"]
-    if method not in extras:
-        raise AutopetError(f"pyproject.toml has no extra {method!r}: add one, even an empty one, for every method")
-    return [*project["project"]["dependencies"], *extras[method], *project["build-system"]["requires"]]
+    own = [line for name in extras_of(method) for line in extras[name] if not _named_extras(line, project)]
+    return sorted({*project["project"]["dependencies"], *own, *project["build-system"]["requires"]})
 
 
-def make_wheelhouse(method: str, folder: Path) -> Path:
+def extras_of(method: str) -> list[str]:
+    """The method's extra, and every extra of this distribution that it names, in turn; the method's own first."""
+    project = _project()
+    extras = project["project"]["optional-dependencies"]
+    found, waiting = [], [method]
+    while waiting:
+        name = waiting.pop(0)
+        if name not in extras:
+            named = "" if name == method else f", which that of {method!r} names"
+            raise AutopetError(
+                f"pyproject.toml has no extra {name!r}{named}: add one, even an empty one, for every method"
+            )
+        if name not in found:
+            found.append(name)
+            waiting += [extra for line in extras[name] for extra in _named_extras(line, project)]
+    return found
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads(_source("pyproject.toml").read_text())
+
+
+def _named_extras(requirement: str, project: dict[str, Any]) -> list[str]:
+    """The extras of this distribution that a requirement such as `autopet-bundle[nnunet,unet3d]` names."""
+    match = OWN_EXTRAS.fullmatch(requirement.strip())
+    if not match or match["name"] != project["project"]["name"]:
+        return []
+    return [extra.strip() for extra in match["extras"].split(",")]
+
+
+def make_wheelhouse(method: str, folder: Path, *, pool: Path | None = None) -> Path:
     """Collect the wheels of a method's dependencies, with this machine's pip and its index.
 
     The wheels are those of this Python, which must be the image's (3.11), on amd64.
+
+    Parameters
+    ----------
+    pool : Path, optional
+        Folder of wheels that several wheelhouses share: what is there is not fetched again, and a wheel is one file
+        under several names, where the file system has hard links.
     """
     if sys.version_info[:2] != IMAGE_PYTHON:
         raise AutopetError(f"wheels must be made with Python 3.11, the image's; this is {sys.version.split()[0]}")
@@ -79,14 +120,30 @@ def make_wheelhouse(method: str, folder: Path) -> Path:
         raise AutopetError(f"wheels must be made on amd64, the image's architecture; this is {platform.machine()}")
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), "--constraint"]
-    command += [str(_source("constraints.txt")), "--find-links", str(folder), *requirements(method)]
+    command += [str(_source("constraints.txt")), "--find-links", str(folder)]
+    command += ["--find-links", str(pool)] if pool and pool.is_dir() else []
+    command += requirements(method)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise AutopetError(
             f"wheelhouse for {method}: pip failed ({reason}); check the package index, or copy wheels to {folder}"
         )
+    if pool:
+        _share(folder, pool)
     return folder
+
+
+def _share(folder: Path, pool: Path) -> None:
+    """Let the wheels of a folder be those of the pool, and put into the pool what it lacks."""
+    pool.mkdir(parents=True, exist_ok=True)
+    for wheel in sorted(folder.glob("*.whl")):
+        shared = pool / wheel.name
+        source, target = (shared, wheel) if shared.is_file() else (wheel, shared)
+        if target.exists() and (source.samefile(target) or sha256(source) != sha256(target)):
+            continue
+        with whole_file(target) as part:
+            link_or_copy(source, part)
 
 
 def make_debian_base() -> str:
@@ -166,7 +223,11 @@ def _context(recipe: Recipe) -> Iterator[Path]:
 
 
 def _packages(method: str) -> list[str]:
-    return ["autopet", EVALUATION if method == EVALUATION else find_method(method).package]
+    """The code that an image needs: the library, the method, and the methods whose extras its own names."""
+    if method == EVALUATION:
+        return ["autopet", EVALUATION]
+    others = [name for name in extras_of(method)[1:] if name in list_methods()]
+    return ["autopet", *(find_method(name).package for name in [method, *others])]
 
 
 def _copy_code(package: str, code: Path) -> None:
@@ -175,7 +236,7 @@ def _copy_code(package: str, code: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(_source(folder), code / folder, ignore=ignore)
     for parent in folder.parents:
-        if parent != Path("."):
+        if parent != Path(".") and not (code / parent / "__init__.py").exists():
             shutil.copy(_source(parent / "__init__.py"), code / parent)
 
 
@@ -188,7 +249,7 @@ def _copy_option(source: Path | None, target: Path, pattern: str, what: str) -> 
     if not files:
         raise AutopetError(f"{what} {source} holds no {pattern}; fill it with `autopet wheelhouse METHOD {source}`")
     for file in files:
-        shutil.copy(file, target)
+        link_or_copy(file, target / file.name)
 
 
 def _copy_model(model: Path | None, target: Path) -> None:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs inside the image build: fills /opt/venv. `dependencies` first (a cached layer), then `code`.
+# Runs inside the image build: `dependencies` fills /opt/venv (a layer that images with the same requirements share), `code`
+# fills /opt/code, which that environment looks into.
 # With wheels in /build/wheelhouse nothing is fetched (air-gapped build); a bundle in /build/ca is trusted by pip.
 set -eu
 cd /build
@@ -14,9 +15,11 @@ dependencies)
         set -- --no-index --find-links wheelhouse "$@"
     fi
     /opt/venv/bin/pip install "$@"
+    echo /opt/code >"$(/opt/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autopet-code.pth"
     ;;
 code)
-    /opt/venv/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation --disable-pip-version-check .
+    /opt/venv/bin/pip install --no-cache-dir --no-index --no-deps --no-build-isolation --disable-pip-version-check \
+        --target /opt/code .
     ;;
 *)
     echo "usage: install.sh dependencies|code" >&2

@@ -5,11 +5,21 @@ Every stage writes its own folder below `out` and is skipped when that folder is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autopet.build import DEBIAN_BASE, REGISTRY_BASE, Recipe, build_image, make_debian_base, make_wheelhouse
+from autopet.build import (
+    DEBIAN_BASE,
+    REGISTRY_BASE,
+    Recipe,
+    build_image,
+    make_debian_base,
+    make_wheelhouse,
+    requirements,
+)
 from autopet.checkpoint import CONFIG
 from autopet.cohort import SPLIT, TABLE, Case, read_cohort, read_table, select_part, write_table
 from autopet.engine import connect
@@ -43,11 +53,10 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
     engine : str
         `docker`, `local`, or `auto`: containers when a Docker engine answers and the images can be built.
     methods : sequence of str
-        Methods to train and compare; `all` means every method there is.
+        Methods to train and compare; `all` means every method there is. Those that are made of others' models (a vote)
+        come last.
     """
-    names = list_methods() if list(methods) == ["all"] else list(methods)
-    for name in names:
-        find_method(name).module("train")  # a missing dependency shows before the work starts
+    names = in_order(list_methods() if list(methods) == ["all"] else methods)
     out = out.resolve()
     base = choose_base(engine)
     cases = _cohort(out, demo)
@@ -62,6 +71,19 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
         run_cohort(entry, test_cases, out / "submissions" / name)
         results.append(_evaluate(out, name, test_cases, demo))
     return _leaderboard(out, results)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The methods as named, each once, those that need others' trained models last.
+
+    All of them are imported here: a missing dependency shows before the work starts.
+    """
+    return sorted(dict.fromkeys(names), key=needs_models)  # the sort is stable
+
+
+def needs_models(name: str) -> bool:
+    """Whether a method is trained from the models of other methods, as its train.py says."""
+    return bool(getattr(find_method(name).module("train"), "NEEDS_MODELS", False))
 
 
 def choose_base(engine: str) -> str:
@@ -121,6 +143,7 @@ def _cohort(out: Path, demo: Demo) -> list[Case]:
         "conversion",
         lambda: prepare(dicom, nifti, workers=demo.workers),
     )
+    _organs(dicom, nifti, demo)
     cases = read_cohort(nifti)
     if len(cases) != demo.cases:
         raise AutopetError(
@@ -131,6 +154,22 @@ def _cohort(out: Path, demo: Demo) -> list[Case]:
         rows = [{"case": name, "part": part} for name, part in sorted(parts.items())]
         write_table(out / SPLIT, rows, ["case", "part"])
     return cases
+
+
+def _organs(dicom: Path, nifti: Path, demo: Demo) -> None:
+    """Organ labels beside the images, for methods that train with them; a run of an older version has no maps."""
+    from data_prep.organs import LABELLED, TABLE, label_cohort
+    from data_prep.phantom import ORGAN_FOLDER
+
+    maps = dicom / ORGAN_FOLDER
+    if not maps.is_dir():
+        console.print("the phantoms came without organ maps: methods train without organ labels", highlight=False)
+        return
+    _once(
+        sum(_rows(nifti / TABLE, status=status) for status in LABELLED) == demo.cases,
+        "organ labels",
+        lambda: label_cohort(nifti, maps=maps, workers=demo.workers),
+    )
 
 
 def _rows(table: Path, **wanted: str) -> int:
@@ -149,7 +188,7 @@ def _train(out: Path, name: str, cases: list[Case]) -> Path:
 
     device = choose_device("auto")
     _once(
-        (model / CONFIG).is_file(),
+        (model / CONFIG).is_file() and not needs_models(name),  # what is made of other models sees if they have changed
         f"model {name}",
         lambda: train(cases, model, settings=settings, work=work, device=device),
     )
@@ -170,13 +209,22 @@ def _image(out: Path, name: str, base: str, *, strict: bool) -> str:
 
 def _build(out: Path, name: str, base: str) -> str:
     """Build with wheels that this machine's pip collects (the build itself needs no network)."""
-    wheels = out / "wheelhouse" / name
+    return build_image(Recipe(name, base_image=base, wheelhouse=_wheels(out, name)))
+
+
+def _wheels(out: Path, name: str) -> Path:
+    """The wheels of a method. Methods with the same requirements have one folder, and so share layers of their images.
+
+    All folders share the files of `wheelhouse/pool`: torch alone has 200 MB.
+    """
+    key = hashlib.sha256("\n".join(requirements(name)).encode()).hexdigest()[:12]
+    wheels = out / "wheelhouse" / key
     marker = wheels / "complete"
     if not marker.is_file():
         with console.status(f"collecting wheels for {name}"):
-            make_wheelhouse(name, wheels)
+            make_wheelhouse(name, wheels, pool=out / "wheelhouse" / "pool")
         marker.touch()
-    return build_image(Recipe(name, base_image=base, wheelhouse=wheels))
+    return wheels
 
 
 def base_image() -> str:
@@ -220,4 +268,7 @@ def _leaderboard(out: Path, results: list[str]) -> Path:
     from leaderboard.submissions import read_results
 
     _stage(6, "leaderboard")
-    return write_site(read_results(results), out / "leaderboard", title="Phantom cohort")
+    page = write_site(read_results(results), out / "leaderboard", title="Phantom cohort")
+    for note in json.loads((page.parent / "leaderboard.json").read_text(encoding="utf-8"))["notes"]:
+        console.print(note, style="bold yellow", highlight=False, markup=False)
+    return page

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from autopet.cohort import read_cohort
 from autopet.errors import AutopetError
+from autopet.images import read_image
 from leaderboard import demo
 from leaderboard.demo import Demo, run_demo
 
@@ -84,3 +87,76 @@ def test_unknown_methods_show_before_the_work_starts(tmp_path: Path):
     with pytest.raises(AutopetError, match="no method called 'magic'"):
         run_demo(tmp_path / "x", engine="local", methods=["threshold", "magic"])
     assert not (tmp_path / "x").exists()
+
+
+def test_methods_made_of_models_come_last():
+    assert demo.needs_models("majority")
+    assert not demo.needs_models("threshold")
+    assert demo.in_order(["majority", "threshold", "majority"]) == ["threshold", "majority"]
+    with pytest.raises(AutopetError, match="no method called 'magic'"):
+        demo.in_order(["magic"])
+
+
+def test_all_takes_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    monkeypatch.setattr(demo, "list_methods", lambda: ["majority", "threshold"])
+    monkeypatch.setattr(demo, "_cohort", lambda *_: [])
+    monkeypatch.setattr(demo, "select_part", lambda *_: [])
+    monkeypatch.setattr(demo, "_train", lambda out, name, cases: order.append(name))
+    monkeypatch.setattr(demo, "run_cohort", lambda *_: [])
+    monkeypatch.setattr(demo, "_evaluate", lambda out, name, *_: name)
+    monkeypatch.setattr(demo, "_leaderboard", lambda out, results: results)
+    assert run_demo(tmp_path, engine="local", methods=["all"]) == ["threshold", "majority"]
+    assert order == ["threshold", "majority"]
+
+
+def test_the_vote_stands_on_the_board(finished: Path, capsys: pytest.CaptureFixture):
+    run_demo(finished, engine="local", methods=["majority", "threshold"], demo=SMALL)
+    board = (finished / "leaderboard/leaderboard.csv").read_text()
+    assert {line.split(",")[1] for line in board.splitlines()[1:]} == {"majority", "threshold"}
+    # a vote of one is that one
+    scores = [
+        [row["dice"] for row in json.loads((finished / f"evaluation/{name}/metrics.json").read_text())["results"]]
+        for name in ("majority", "threshold")
+    ]
+    assert scores[0] == scores[1]
+    capsys.readouterr()
+    before = times(finished / "models") | times(finished / "submissions")
+    run_demo(finished, engine="local", methods=["majority", "threshold"], demo=SMALL)
+    assert "majority holds these members already: threshold" in capsys.readouterr().err
+    after = times(finished / "models") | times(finished / "submissions")
+    assert {Path(path).name for path in after if after[path] != before.get(path)} <= {"origin.json"}
+
+
+def test_organ_labels_lie_beside_the_images(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for case in read_cohort(finished / "nifti"):
+        organs = read_image(case.image("ORGANS"))
+        assert organs.same_grid(read_image(case.suv))
+        assert organs.array.max() in range(1, 11)
+    demo._organs(tmp_path / "dicom", tmp_path / "nifti", SMALL)  # of an older version
+    assert "without organ maps" in capsys.readouterr().err
+
+
+def test_equal_requirements_share_their_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[str] = []
+
+    def collect(name: str, folder: Path, *, pool: Path) -> None:
+        made.append(name)
+        folder.mkdir(parents=True)
+
+    needs = {"a": ["torch", "x"], "b": ["torch", "x"], "c": ["torch"]}
+    monkeypatch.setattr(demo, "make_wheelhouse", collect)
+    monkeypatch.setattr(demo, "requirements", needs.__getitem__)
+    folders = {name: demo._wheels(tmp_path, name) for name in needs}
+    assert folders["a"] == folders["b"] != folders["c"]
+    assert made == ["a", "c"]
+    needs["a"].append("y")  # wheels of other requirements are not enough
+    assert demo._wheels(tmp_path, "a") != folders["a"]
+
+
+def test_the_ranking_s_notes_are_shown(finished: Path, capsys: pytest.CaptureFixture):
+    run_demo(finished, engine="local", methods=["threshold"], demo=SMALL)
+    notes = json.loads((finished / "leaderboard/leaderboard.json").read_text())["notes"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert notes
+    assert all(" ".join(note.split()) in said for note in notes)
