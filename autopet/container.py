@@ -3,33 +3,46 @@
 `exec`: one process per case, exit status 0 on success, the last line of standard error says what went wrong.
 `invoke`: an HTTP server on port 4743 that loads the model once; GET /health and POST /invoke.
 The same entry point runs outside a container (`autopet predict --engine local`).
+
+A case's time starts with the process (`exec`) or with the request (`invoke`). Beside the outputs lies run.json: method,
+version, device, limit and elapsed seconds, seconds per stage, what was dropped for want of time, notes, warnings.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autopet.checkpoint import CONFIG
-from autopet.deadline import Deadline
+from autopet import __version__
+from autopet.checkpoint import CONFIG, settings_from_dict
+from autopet.deadline import Deadline, process_started_s
 from autopet.errors import AutopetError, one_line
+from autopet.folders import whole_file
 from autopet.methods import find_method
-from autopet.sockets import read_inputs, write_outputs
+from autopet.sockets import CT, PET, Inputs, fallback_outputs, read_inputs, write_outputs
+
+if TYPE_CHECKING:
+    from autopet.postprocessing import Rules
 
 PORT = 4743
 UPLOADED_MODEL = Path("/opt/ml/model")  # model.tar.gz, unpacked by the platform
 BAKED_MODEL = Path("/opt/algorithm/model")  # weights that are part of the image
+RUN = "run.json"
+LAST_MARGIN_S, LAST_MARGIN_SHARE = 1.0, 0.005  # of the limit; kept to write empty masks where a method is not ready
 logger = logging.getLogger("autopet")
 
 
@@ -44,24 +57,114 @@ class Runner:
     device: str = "auto"
     time_limit_s: float = math.inf
     model: Any = None
-    loading_s: float = field(default=0.0)
+    loaded: bool = False
 
-    def load(self) -> None:
-        """Load the weights; the time it takes counts towards the first case."""
-        started = time.monotonic()
-        self.model = self.predict.load(self.model_dir, choose_device(self.device))
-        self.loading_s = time.monotonic() - started
+    def __post_init__(self) -> None:
+        self.device = choose_device(self.device)
 
-    def run(self) -> None:
-        """One case: read, predict, write."""
-        deadline = Deadline(max(self.time_limit_s - self.loading_s, 1.0))
-        self.loading_s = 0.0
-        inputs = read_inputs(self.input_dir, self.predict.INPUTS)
+    def load(self, deadline: Deadline | None = None) -> None:
+        """Load the weights; with a deadline their time is part of the case's."""
+        with (deadline or Deadline()).journal.stage("load"):
+            self.model = self.predict.load(self.model_dir, self.device)
+        self.loaded = True
+
+    def run(self, deadline: Deadline | None = None) -> None:
+        """One case: read, predict, clean up the masks, write; its time starts now when no deadline is given."""
+        deadline = deadline or Deadline(self.time_limit_s)
+        journal = deadline.journal
+        (self.output_dir / RUN).unlink(missing_ok=True)  # of another case
+        rules = postprocessing_rules(self.model_dir)
+        with journal.stage("read"):
+            inputs = read_inputs(self.input_dir, self.predict.INPUTS)
         for warning in inputs.warnings:
             logger.warning("warning: %s", warning)
-        outputs = self.predict.predict(self.model, inputs, deadline)
-        for path in write_outputs(self.output_dir, self.predict.OUTPUTS, outputs, inputs):
+        with journal.stage("predict"):
+            outputs = self._predict(inputs, deadline)
+        if rules:
+            outputs = self._postprocess(outputs, inputs, rules, deadline)
+        with journal.stage("write"):
+            written = write_outputs(self.output_dir, self.predict.OUTPUTS, outputs, inputs)
+        for path in written:
             logger.info("wrote %s after %.1f s", path, deadline.elapsed_s)
+        self._write_record(deadline, inputs.warnings)
+
+    def _predict(self, inputs: Inputs, deadline: Deadline) -> Mapping[str, Any]:
+        """What the method returns; empty masks if it is not ready just before the deadline.
+
+        Methods watch the clock themselves. This is for what they cannot interrupt (preprocessing that takes longer than
+        the limit, a hanging library), so that there is a mask in time whatever happens.
+        """
+        if not self.loaded:
+            self.load(deadline)
+        if not deadline.limited:
+            return self.predict.predict(self.model, inputs, deadline)
+        own = deadline.fork()
+        answer: Future[Mapping[str, Any]] = Future()
+        Thread(target=_answer, args=(answer, self.predict.predict, self.model, inputs, own), daemon=True).start()
+        left_s = deadline.remaining_s - LAST_MARGIN_S - LAST_MARGIN_SHARE * deadline.limit_s
+        wait([answer], max(left_s, 0.0))
+        deadline.journal.join(own.journal)
+        if answer.done():
+            return answer.result()
+        self.loaded = False  # the thread goes on using the model
+        deadline.journal.drop(f"the whole prediction: not ready after {deadline.elapsed_s:.1f} s, empty masks instead")
+        return fallback_outputs(self.predict.OUTPUTS, inputs)
+
+    def _postprocess(
+        self, outputs: Mapping[str, Any], inputs: Inputs, rules: Rules, deadline: Deadline
+    ) -> Mapping[str, Any]:
+        """The outputs with their masks cleaned; one sentence in the notes per rule that removed something."""
+        from autopet.postprocessing import apply_rules
+
+        images = {"suv": inputs.images.get(PET.slug), "ct": inputs.images.get(CT.slug)}
+        cleaned = dict(outputs)
+        removed: list[str] = []
+        with deadline.journal.stage("postprocess"):
+            for socket in self.predict.OUTPUTS:
+                if socket.kind == "mask" and socket.slug in outputs:
+                    cleaned[socket.slug], said = apply_rules(outputs[socket.slug], rules, **images)
+                    removed += said
+        deadline.journal.note("postprocessing", removed)
+        return cleaned
+
+    def _write_record(self, deadline: Deadline, warnings: Sequence[str]) -> None:
+        """run.json; the outputs are complete without it, so that a disk that is full by now is no failure."""
+        journal = deadline.journal
+        record = {
+            "method": self.predict.__name__.removesuffix(".predict").rpartition(".")[2],
+            "version": __version__,
+            "device": self.device,
+            "limit_s": deadline.limit_s if deadline.limited else None,
+            "elapsed_s": round(deadline.elapsed_s, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in journal.stages.items()},
+            "dropped": journal.dropped,
+            "notes": journal.notes,
+            "warnings": list(warnings),
+        }
+        try:
+            with whole_file(self.output_dir / RUN) as part:
+                part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        except OSError as error:
+            logger.warning("warning: %s was not written: %s", self.output_dir / RUN, error)
+
+
+def _answer(answer: Future, work: Callable[..., Any], *arguments: Any) -> None:
+    """Run `work` and keep what it returns or raises."""
+    try:
+        answer.set_result(work(*arguments))
+    except BaseException as error:  # raised again where the answer is asked for
+        answer.set_exception(error)
+
+
+def postprocessing_rules(model_dir: Path) -> Rules | None:
+    """What the model folder's config.json wants done to every mask; None when it names no rule."""
+    config = model_dir / CONFIG
+    values = json.loads(config.read_text()).get("postprocessing") if config.is_file() else None
+    if not values:
+        return None
+    from autopet.postprocessing import Rules
+
+    return settings_from_dict(Rules, values, f"{config}: postprocessing")
 
 
 def choose_device(name: str) -> str:
@@ -147,10 +250,11 @@ def serve(runner: Runner, port: int = PORT) -> None:
     server = Server(runner, port)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    loading = Deadline()
     try:
         runner.load()
         server.ready.set()
-        logger.info("model loaded in %.1f s, waiting on port %d", runner.loading_s, port)
+        logger.info("model loaded in %.1f s, waiting on port %d", loading.elapsed_s, port)
         thread.join()
     finally:
         server.shutdown()
@@ -173,8 +277,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the image; returns the exit status."""
+def run_once(runner: Runner, started_s: float) -> None:
+    """`exec`: one case, whose time started with the process."""
+    deadline = Deadline(runner.time_limit_s, started_s=started_s)
+    deadline.journal.add("start", deadline.elapsed_s)
+    runner.load(deadline)
+    runner.run(deadline)
+
+
+def main(argv: Sequence[str] | None = None, *, started_s: float | None = None) -> int:
+    """Entry point of the image; returns the exit status. `started_s`: when the process started (default: now)."""
+    started_s = time.monotonic() if started_s is None else started_s
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = _arguments(argv)
     try:
@@ -185,8 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.api == "invoke":
             serve(runner, args.port)
         else:
-            runner.load()
-            runner.run()
+            run_once(runner, started_s)
     except AutopetError as error:
         logger.error("error: %s", one_line(error))
         return 1
@@ -201,4 +313,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main(started_s=process_started_s())
+    if threading.active_count() > 1:  # work that was given up goes on in a thread; nothing waits for it
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -33,18 +33,21 @@ class Socket:
         `image`, `mask` or `json`.
     fill : float
         For images: the value outside the field of view, should the image need resampling.
+    fallback : JSON value
+        For values: what is written when a method is not ready in time. Masks are empty then.
     """
 
     slug: str
     relative_path: str
     kind: str = "image"
     fill: float = 0.0
+    fallback: Any = None
 
 
 PET = Socket("pet", "images/pet")  # SUV
 CT = Socket("ct", "images/ct", fill=-1024.0)  # HU
 LESIONS = Socket("automated-petct-lesion-segmentation", "images/automated-petct-lesion-segmentation", kind="mask")
-DATA_CENTRIC = Socket("data-centric-model", "data-centric-model.json", kind="json")  # edition III: a bare boolean
+DATA_CENTRIC = Socket("data-centric-model", "data-centric-model.json", kind="json", fallback=False)  # edition III
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,13 @@ def _refuse_apart(image: Volume, grid: Volume, socket: Socket, reference: Socket
         raise AutopetError(
             f"{socket.slug} and {reference.slug} do not overlap in space; are they of the same patient and study?"
         )
+
+
+def fallback_outputs(sockets: tuple[Socket, ...], inputs: Inputs) -> dict[str, Any]:
+    """Outputs of a method that was not ready: empty masks on the input grid, and the sockets' own values."""
+    grid = next(iter(inputs.images.values()))
+    empty = grid.with_array(np.zeros(grid.shape, np.uint8))
+    return {socket.slug: empty if socket.kind == "mask" else socket.fallback for socket in sockets}
 
 
 def write_outputs(folder: Path, sockets: tuple[Socket, ...], outputs: Mapping[str, Any], inputs: Inputs) -> list[Path]:

@@ -2,6 +2,7 @@
 
 out/predictions.json                       the platform's list of jobs, one per case
 out/<pk>/output/images/<socket>/<name>.mha what the container wrote
+out/<pk>/log.txt and run.json              what it said, and its record: seconds per stage, what was dropped
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from autopet.checkpoint import SUMS, open_to_all, sha256
 from autopet.cohort import Case
+from autopet.container import RUN
 from autopet.engine import Limits, Outcome, image_id, run_case
 from autopet.errors import AutopetError, one_line
 from autopet.folders import whole_file
@@ -27,6 +29,7 @@ from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
 JOBS = "predictions.json"
 ORIGIN = "origin.json"  # which image or method, with which weights, the predictions are from
 SUCCEEDED, FAILED = "Succeeded", "Failed"
+LONGEST_RECORD = 1_000_000  # bytes of a run.json that is looked into; images of others may write anything
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,26 @@ def _run(entry: Entry, case: Case, out: Path) -> dict[str, Any]:
         console.print(f"{entry.name}: {case.name} failed: {outcome.error}", style="red", highlight=False, markup=False)
     (out / pk).mkdir(exist_ok=True)
     (out / pk / "log.txt").write_text(outcome.log)
+    dropped = _keep_record(out / pk)
+    if dropped:
+        said = f"{entry.name}: {case.name}: {dropped} left out for want of time or memory, see {out / pk / RUN}"
+        console.print(said, style="yellow", highlight=False, markup=False)
     return _job(pk, case, outcome)
+
+
+def _keep_record(folder: Path) -> int:
+    """Move a case's run.json from its outputs to its log; returns how many things it says were dropped."""
+    written, kept = folder / "output" / RUN, folder / RUN
+    if not written.is_file():
+        return 0
+    written.replace(kept)
+    if kept.stat().st_size > LONGEST_RECORD:
+        return 0
+    try:
+        dropped = json.loads(kept.read_text())["dropped"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # the record of an image that is not of this project
+        return 0
+    return len(dropped) if isinstance(dropped, list) else 0
 
 
 def stage_case(case: Case, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from autopet.sockets import CT, LESIONS, PET, Inputs
 torch = pytest.importorskip("torch")
 pytest.importorskip("nnunetv2")
 
+from autopet.nnunet.inference import Policy  # noqa: E402
+from autopet.nnunet.tiles import TilePredictor  # noqa: E402
+from autopet.nnunet.workspace import claim_workspace  # noqa: E402
 from baselines.nnunet import predict, train  # noqa: E402
 from baselines.nnunet.model import PRESETS, Settings, adapt_plans  # noqa: E402
 
@@ -114,33 +118,39 @@ def test_prediction_is_on_the_input_grid_and_deterministic(model: Path, inputs: 
     np.testing.assert_array_equal(first.array, second.array)
 
 
-def test_channel_order_is_the_config_s(model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch):
-    fed = []
-    monkeypatch.setattr(predict, "_run", lambda model, voxels, spacing, mirroring: fed.append(voxels) or voxels[0] * 0)
-    predict.predict(predict.load(model, "cpu"), inputs, Deadline())
-    np.testing.assert_array_equal(fed[0][0], inputs["ct"].array.astype(np.float32))
-    np.testing.assert_array_equal(fed[0][1], inputs["pet"].array)
+def test_channel_order_is_the_config_s(model: Path, inputs: Inputs):
+    loaded = predict.load(model, "cpu")
+    assert loaded.channels == ("CT", "PET")
+    stacked = loaded._stack({"PET": inputs["pet"], "CT": inputs["ct"]})
+    np.testing.assert_array_equal(stacked[0], inputs["ct"].array.astype(np.float32))
+    np.testing.assert_array_equal(stacked[1], inputs["pet"].array)
+
+
+def test_settings_decide_the_policy(model: Path, monkeypatch: pytest.MonkeyPatch):
+    assert predict.load(model, "cpu").policy == Policy(tile_step=0.5, mirror_axes=(), mirror_first=True)
+    config = read_config(model, method="nnunet")
+    config["settings"] |= {"mirroring": True, "tile_step": 0.75}
+    monkeypatch.setattr(predict, "read_config", lambda *_, **__: config)
+    assert predict.load(model, "cpu").policy == Policy(tile_step=0.75, mirror_axes=(0, 1, 2), mirror_first=True)
 
 
 def test_mirroring_is_dropped_when_the_time_is_short(model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch):
-    ran: list[bool] = []
     now = [0.0]
+    real = TilePredictor.run_pass
 
-    def run(model, voxels, spacing, *, mirroring):
-        ran.append(mirroring)
-        now[0] += 80.0 if mirroring else 10.0
-        return voxels[0] * 0
+    def run_pass(self, *arguments, **options):
+        now[0] += 10.0 * 2 ** len(self.allowed_mirroring_axes)
+        return real(self, *arguments, **options)
 
-    monkeypatch.setattr(predict, "_run", run)
-    monkeypatch.setattr(predict.time, "monotonic", lambda: now[0])
-    loaded = replace(predict.load(model, "cpu"), mirroring=True)
-    for limit_s, expected in ((60.0, [False]), (300.0, [False, True])):
-        ran.clear()
-        predict.predict(loaded, inputs, Deadline(limit_s, clock=lambda: now[0]))
-        assert ran == expected
-    ran.clear()
-    predict.predict(loaded, inputs, Deadline())
-    assert ran == [True]
+    monkeypatch.setattr(TilePredictor, "run_pass", run_pass)
+    loaded = predict.load(model, "cpu")
+    loaded.policy = replace(loaded.policy, mirror_axes=(0, 1, 2))
+    for limit_s, expected in ((30.0, [()]), (60.0, [(), (0, 1)]), (300.0, [(), (0, 1, 2)]), (math.inf, [(0, 1, 2)])):
+        now[0] = 0.0
+        deadline = Deadline(limit_s, clock=lambda: now[0])
+        predict.predict(loaded, inputs, deadline)
+        assert [tuple(one["mirror_axes"]) for one in deadline.journal.notes["passes"]] == expected
+        assert bool(deadline.journal.dropped) == (limit_s < 300)
 
 
 def test_weights_missing(model: Path, tmp_path: Path):
@@ -150,11 +160,11 @@ def test_weights_missing(model: Path, tmp_path: Path):
 
 def test_an_unfinished_training_is_never_thrown_away(cohort: list[Case], tmp_path: Path):
     work = tmp_path / "work"
-    train._workspace(work, cohort[:2], TINY)
+    claim_workspace(work, cohort[:2], TINY)
     (work / "remains").touch()
-    train._workspace(work, cohort[:2], replace(TINY, workers=2, checkpoint_every=5))
+    claim_workspace(work, cohort[:2], replace(TINY, workers=2, checkpoint_every=5))
     with pytest.raises(AutopetError, match="unfinished training with other cases or settings"):
-        train._workspace(work, cohort[:3], TINY)
+        claim_workspace(work, cohort[:3], TINY)
     with pytest.raises(AutopetError, match="unfinished training"):
-        train._workspace(work, cohort[:2], replace(TINY, epochs=3))
+        claim_workspace(work, cohort[:2], replace(TINY, epochs=3))
     assert (work / "remains").exists()

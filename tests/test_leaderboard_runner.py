@@ -116,3 +116,27 @@ def test_the_evaluation_reads_a_run_unchanged(entry: Entry, cohort: list[Case], 
     names = [case.name for case in cohort[:2]]
     metrics = evaluate(cohort[0].folder.parent, tmp_path / "run", tmp_path / "metrics.json", cases=names)
     assert [(row["case"], row["status"]) for row in metrics["results"]] == [("case00", "scored"), ("case01", "scored")]
+
+
+def test_the_record_is_kept_beside_the_log(entry: Entry, cohort: list[Case], tmp_path: Path, monkeypatch, capsys):
+    jobs = run_cohort(entry, cohort[:1], tmp_path)
+    folder = tmp_path / jobs[0]["pk"]
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["method"], record["dropped"]) == ("threshold", [])
+    assert record["elapsed_s"] > record["stages"]["start"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "output", "run.json"]
+    assert not (folder / "output" / "run.json").exists()
+    assert "left out" not in "".join(capsys.readouterr())
+    real = runner.run_case
+    contents = {"two": '{"dropped": ["a", "b"]}', "odd": '{"dropped": 7}', "broken": "[" * 100_000, "none": "[]"}
+    for name, text in contents.items():
+
+        def run_case(*arguments, text=text, **options):
+            outcome = real(*arguments, **options)
+            (arguments[2] / "run.json").write_text(text)
+            return outcome
+
+        monkeypatch.setattr(runner, "run_case", run_case)
+        assert run_cohort(entry, cohort[:1], tmp_path / name)[0]["status"] == SUCCEEDED
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert ("case00: 2 left out for want of time or memory" in said) == (name == "two")

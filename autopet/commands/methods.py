@@ -42,11 +42,16 @@ def train(
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, overrides one setting of the preset.")
     ] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Checkpoint or folder to start from, for methods that can; says what it loaded.")
+    ] = None,
     split: Split = None,
     part: Part = "train",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a method; a second call goes on where a killed one stopped."""
+    import json
+
     from autopet.checkpoint import override
     from autopet.container import choose_device
     from autopet.methods import find_method
@@ -55,7 +60,8 @@ def train(
     presets = found.module("model").PRESETS
     if preset not in presets:
         raise AutopetError(f"{method} has no preset {preset!r}; it has {', '.join(presets)}")
-    settings = override(presets[preset], assign or [])
+    start = [] if pretrained is None else [f"pretrained={json.dumps(str(pretrained.resolve()))}"]
+    settings = override(presets[preset], [*(assign or []), *start])
     work = out.resolve().parent / f".work-{out.name}"
     run = found.module("train").train
     run(take_cases(data, split, part), out.resolve(), settings=settings, work=work, device=choose_device(device))

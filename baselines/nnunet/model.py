@@ -1,28 +1,23 @@
 """nnU-Net (Isensee et al. 2021), the challenge's own baseline: nnunetv2 plans it, trains it and runs it.
 
-This file holds what is ours: the settings, the change that the `demo` preset makes to the plans, and the model folder
-(nnU-Net's plans.json and dataset.json beside one safetensors file per fold).
+This file holds what is ours: the settings, and the change that the `demo` preset makes to the plans.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from safetensors.torch import load_file, save_file
 
-from autopet.errors import AutopetError
+from autopet.nnunet.model_folder import load_weights
+from autopet.nnunet.plans import CHANNELS, CONFIGURATION, set_patch, set_stages
+from autopet.nnunet.schedule import Schedule
 
-CONFIGURATION = "3d_fullres"
-OPTIMIZERS = ("sgd", "adam")
-CHANNELS = ("CT", "PET")  # from edition III on; editions I and II used PET, CT
+__all__ = ["CHANNELS", "CONFIGURATION", "PRESETS", "Settings", "adapt_plans", "build_network", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,10 @@ class Settings:
     tile_step: float = 0.5  # step between tiles, as a share of the patch
     checkpoint_every: int = 10  # epochs between checkpoints that a killed training resumes from
     workers: int = 0  # augmentation and preprocessing processes; 0: one per core, at most 8
+    seed: int = 0  # of the first weights and of the patches
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise AutopetError(f"optimizer {self.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}")
+        Schedule.of(self)  # checks the optimizer
 
 
 PRESETS = {
@@ -72,33 +67,12 @@ PRESETS = {
 def adapt_plans(plans: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The planner's plans with the settings' own patch, batch and network width, where they are given.
 
-    Strides halve every axis at each further stage; kernels are 3x3x3; two convolutions per stage, as nnU-Net's default.
+    Two convolutions per stage, as nnU-Net's default.
     """
-    configuration = plans["configurations"][CONFIGURATION]
-    if settings.batch:
-        configuration["batch_size"] = settings.batch
-    if settings.patch:
-        configuration["patch_size"] = list(settings.patch)
-    if settings.features:
-        stages = len(settings.features)
-        _check_patch(configuration["patch_size"], stages)
-        configuration["architecture"]["arch_kwargs"].update(
-            n_stages=stages,
-            features_per_stage=list(settings.features),
-            kernel_sizes=[[3, 3, 3]] * stages,
-            strides=[[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-            n_conv_per_stage=[2] * stages,
-            n_conv_per_stage_decoder=[2] * (stages - 1),
-        )
+    stages = len(settings.features)
+    set_patch(plans, patch=settings.patch, batch=settings.batch)
+    set_stages(plans, settings.features, n_conv_per_stage=[2] * stages, n_conv_per_stage_decoder=[2] * (stages - 1))
     return plans
-
-
-def _check_patch(patch: list[int], stages: int) -> None:
-    step = 2 ** (stages - 1)
-    if any(edge % step for edge in patch):
-        raise AutopetError(
-            f"a network of {stages} stages needs patch edges that divide by {step}, found {patch}; set patch"
-        )
 
 
 def build_network(plans: dict[str, Any], dataset: dict[str, Any]) -> torch.nn.Module:
@@ -114,23 +88,3 @@ def build_network(plans: dict[str, Any], dataset: dict[str, Any]) -> torch.nn.Mo
         allow_init=True,
         deep_supervision=False,
     )
-
-
-def save_weights(folder: Path, plans: dict, dataset: dict, folds: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write plans.json, dataset.json and fold_<k>.safetensors (shared tensors are stored once per key)."""
-    (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
-    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
-    for name, weights in folds.items():
-        save_file(
-            {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}, folder / f"fold_{name}.safetensors"
-        )
-
-
-def load_weights(folder: Path) -> tuple[dict, dict, list[dict[str, torch.Tensor]]]:
-    """plans, dataset and the weights of every fold, in the order of their names."""
-    files = sorted(folder.glob("fold_*.safetensors"))
-    if not files:
-        raise AutopetError(f"weights missing: no fold_*.safetensors in {folder}; train or copy the model again")
-    plans = json.loads((folder / "plans.json").read_text())
-    dataset = json.loads((folder / "dataset.json").read_text())
-    return plans, dataset, [load_file(path) for path in files]
