@@ -73,6 +73,11 @@ def requirements(method: str) -> list[str]:
     return sorted({*project["project"]["dependencies"], *own, *project["build-system"]["requires"]})
 
 
+def constraints() -> str:
+    """constraints.txt: the versions that are installed."""
+    return _source("constraints.txt").read_text()
+
+
 def extras_of(method: str) -> list[str]:
     """The method's extra, and every extra of this distribution that it names, in turn; the method's own first."""
     project = _project()

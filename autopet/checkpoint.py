@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,7 +138,9 @@ def refuse_other_content(folder: Path) -> None:
 def open_to_all(folder: Path) -> None:
     """Let every user read a folder: a container's user is not the one who trained (safetensors writes mode 0600)."""
     for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        mode, least = stat.S_IMODE(path.stat().st_mode), 0o755 if path.is_dir() else 0o644
+        if mode & least != least:  # what is open already may be a link to another's file, whose mode is not ours
+            path.chmod(least)
 
 
 def read_config(folder: Path, *, method: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
@@ -83,7 +84,7 @@ def _extensions(path: Path) -> list[str]:
                 return []
             end = int(struct.unpack_from(f"{order}f", start, 108)[0])  # vox_offset: where the voxels begin
             data = file.read(max(0, min(end - EXTENDED, MOST_BYTES)))
-    except (OSError, EOFError, ValueError):  # reading its voxels will say what is wrong
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error):  # reading its voxels will say what is wrong
         return []
     texts, position = [], 0
     while position + 8 <= len(data):

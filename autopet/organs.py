@@ -162,6 +162,8 @@ def merge_labels(labels: np.ndarray, names: Mapping[int, str], variant: str = CO
 def translate_labels(labels: np.ndarray, names: Mapping[int, str], variant: str = CORRECTED) -> np.ndarray:
     """`merge_labels` for a part of the structures, such as those of one task; the rest is not asked for."""
     known = np.array(sorted({0, *names}))
+    if known[0] < 0:
+        raise AutopetError(f"the map's table of names has the number {known[0]}, expected 0 and more; mend it")
     whole = whole_numbers(labels)
     strangers = _outside(whole, known)
     if strangers:

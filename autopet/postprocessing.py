@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from autopet.checkpoint import settings_from_dict
 from autopet.components import Components
 from autopet.errors import AutopetError
 from autopet.volume import Volume
@@ -54,6 +56,22 @@ class Rules:
             if getattr(self, field.name) != field.default
         }
         return changed if set(changed) - {"bottom_rule"} else {}
+
+    @property
+    def judge_components(self) -> bool:
+        """Whether a rule that looks at components is on."""
+        return bool(self.bottom_slices or self.min_component_voxels or self.min_component_ml)
+
+
+def rules_of(config: Mapping[str, Any], where: str) -> Rules:
+    """The rules that a model's config.json names; `where` names the model in errors. Absent, null and empty are off."""
+    values = config.get(CONFIG_KEY) or {}
+    if not isinstance(values, Mapping):
+        raise AutopetError(
+            f'{where}: {CONFIG_KEY} is expected as an object such as {{"min_suv": 1}}, found {values!r}; set it with '
+            "`autopet postprocess`"
+        )
+    return settings_from_dict(Rules, values, f"{where}: {CONFIG_KEY}")
 
 
 def _require_number(
@@ -116,7 +134,11 @@ def remove_small(mask: np.ndarray, minimum_ml: float, *, voxel_ml: float) -> np.
     array([[[1, 1, 0, 0]]], dtype=uint8)
     """
     components = Components.of(mask)
-    return _without(mask, components, components.sizes * voxel_ml < minimum_ml * (1 - VOLUME_TOLERANCE))
+    return _without(mask, components, _below_ml(components, minimum_ml, voxel_ml=voxel_ml))
+
+
+def _below_ml(components: Components, minimum_ml: float, *, voxel_ml: float) -> np.ndarray:
+    return components.sizes * voxel_ml < minimum_ml * (1 - VOLUME_TOLERANCE)
 
 
 def remove_at_bottom(
@@ -141,12 +163,22 @@ def remove_at_bottom(
     >>> remove_at_bottom(np.array([[[1]], [[0]], [[1]]], np.uint8), 1, direction=(1, 0, 0, 0, 1, 0, 0, 0, -1)).ravel()
     array([1, 0, 0], dtype=uint8)
     """
-    axis, upwards = body_axis(direction)
     components = Components.of(mask)
-    place = np.unravel_index(components.index, components.mask.shape)[axis] + components.box[axis].start
-    height = place if upwards else mask.shape[axis] - 1 - place  # slices above the lowest one
+    gone = _at_bottom(components, mask.shape, slices, direction=direction, rule=rule)
+    return _without(mask, components, gone)
+
+
+def _at_bottom(
+    components: Components, shape: tuple[int, ...], slices: int, *, direction: tuple[float, ...], rule: str
+) -> np.ndarray:
+    """(count,) bool: the components on the bottom slices of an image of a shape."""
+    axis, upwards = body_axis(direction)
+    box = components.mask.shape
+    # one coordinate of the three: a component may be as large as the image
+    place = components.index // max(math.prod(box[axis + 1 :]), 1) % max(box[axis], 1) + components.box[axis].start
+    height = place if upwards else shape[axis] - 1 - place  # slices above the lowest one
     at_bottom = np.bincount(components.labels[height < slices], minlength=components.count + 1)[1:]
-    return _without(mask, components, at_bottom > 0 if rule == TOUCHING else at_bottom == components.sizes)
+    return at_bottom > 0 if rule == TOUCHING else at_bottom == components.sizes
 
 
 def body_axis(direction: tuple[float, ...]) -> tuple[int, bool]:
@@ -192,53 +224,53 @@ def apply_rules(mask: Volume, rules: Rules, *, suv: Volume | None, ct: Volume | 
     AutopetError
         A rule needs an image that is not there or lies on another grid.
     """
+    voxel_steps = list(_voxel_steps(rules, mask, suv, ct))  # all needs are checked before anything is removed
     sentences = []
-    for what, rule in _steps(rules, mask, suv, ct):
-        before = Components.of(mask.array)
-        if not before.voxels:
-            break
-        cleaned = mask.with_array(rule(mask.array))
-        after = Components.of(cleaned.array)
-        if after.voxels < before.voxels:
-            sentences.append(_sentence(what, before, after, mask.voxel_volume_ml))
-        mask = cleaned
-    return mask, tuple(sentences)
+    components = Components.of(mask.array)
+    for what, image, minimum in voxel_steps:
+        cleared = clear_below(mask.array[components.box], image[components.box], minimum)
+        voxels = components.voxels - int(np.count_nonzero(cleared))
+        if voxels:
+            array = mask.array.copy()
+            array[components.box] = cleared
+            mask, before, components = mask.with_array(array), components, Components.of(array)
+            sentences.append(_sentence(what, voxels * mask.voxel_volume_ml, voxels, (before.count, components.count)))
+    kept = np.ones(components.count if rules.judge_components else 0, bool)
+    for what, gone in _component_steps(rules, mask, components):
+        now = gone & kept  # a component that goes as a whole changes nothing about the others: one labelling is enough
+        if now.any():
+            voxels, count = int(components.sizes[now].sum()), int(kept.sum())
+            kept &= ~now
+            sentences.append(_sentence(what, voxels * mask.voxel_volume_ml, voxels, (count, int(kept.sum()))))
+    return mask if kept.all() else mask.with_array(_without(mask.array, components, ~kept)), tuple(sentences)
 
 
-Step = tuple[str, Callable[[np.ndarray], np.ndarray]]
-
-
-def _steps(rules: Rules, mask: Volume, suv: Volume | None, ct: Volume | None) -> list[Step]:
-    """What each rule that is on removes, in words, and how; all needs are checked before anything is removed."""
-    return [*_voxel_steps(rules, mask, suv, ct), *_component_steps(rules, mask)]
-
-
-def _voxel_steps(rules: Rules, mask: Volume, suv: Volume | None, ct: Volume | None) -> Iterator[Step]:
+def _voxel_steps(
+    rules: Rules, mask: Volume, suv: Volume | None, ct: Volume | None
+) -> Iterator[tuple[str, np.ndarray, float]]:
+    """What each rule for voxels that is on removes, in words; the image that it looks at, and the least value."""
     if rules.min_ct_hu is not None:
-        hu, least_hu = _needed(ct, mask, "CT", "min_ct_hu"), rules.min_ct_hu
-        yield f"voxels with a CT below {least_hu:g} HU", lambda array: clear_below(array, hu, least_hu)
+        yield f"voxels with a CT below {rules.min_ct_hu:g} HU", _needed(ct, mask, "CT", "min_ct_hu"), rules.min_ct_hu
     if rules.min_suv is not None:
-        uptake, least_suv = _needed(suv, mask, "PET", "min_suv"), rules.min_suv
-        yield f"voxels with an SUV below {least_suv:g}", lambda array: clear_below(array, uptake, least_suv)
+        yield f"voxels with an SUV below {rules.min_suv:g}", _needed(suv, mask, "PET", "min_suv"), rules.min_suv
 
 
-def _component_steps(rules: Rules, mask: Volume) -> Iterator[Step]:
+def _component_steps(rules: Rules, mask: Volume, components: Components) -> Iterator[tuple[str, np.ndarray]]:
+    """What each rule for components that is on removes, in words; and which those are, (count,) bool."""
     if rules.bottom_slices:
         yield (
             f"components {rules.bottom_rule} the {rules.bottom_slices} bottom slices",
-            lambda array: remove_at_bottom(
-                array, rules.bottom_slices, direction=mask.direction, rule=rules.bottom_rule
-            ),
+            _at_bottom(components, mask.shape, rules.bottom_slices, direction=mask.direction, rule=rules.bottom_rule),
         )
     if rules.min_component_voxels:
         yield (
             f"components of fewer than {rules.min_component_voxels} voxels",
-            lambda array: remove_few_voxels(array, rules.min_component_voxels),
+            components.sizes < rules.min_component_voxels,
         )
     if rules.min_component_ml:
         yield (
             f"components of less than {rules.min_component_ml:g} ml",
-            lambda array: remove_small(array, rules.min_component_ml, voxel_ml=mask.voxel_volume_ml),
+            _below_ml(components, rules.min_component_ml, voxel_ml=mask.voxel_volume_ml),
         )
 
 
@@ -254,9 +286,8 @@ def _needed(image: Volume | None, mask: Volume, what: str, rule: str) -> np.ndar
     return image.array
 
 
-def _sentence(what: str, before: Components, after: Components, voxel_ml: float) -> str:
-    voxels = before.voxels - after.voxels
+def _sentence(what: str, removed_ml: float, voxels: int, counts: tuple[int, int]) -> str:
+    """`counts` are the components before and after."""
     return (
-        f"post-processing removed {what}: {voxels} voxels ({voxels * voxel_ml:.3g} ml), components "
-        f"{before.count} -> {after.count}"
+        f"post-processing removed {what}: {voxels} voxels ({removed_ml:.3g} ml), components {counts[0]} -> {counts[1]}"
     )

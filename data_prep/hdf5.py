@@ -8,8 +8,8 @@ Layout::
     /cases/<case>         attributes: the case's row of prep.csv, one per column
     /cases/<case>/audit.json   text
     /cases/<case>/mip.png      bytes of the picture
-    /cases/<case>/SUV     (and CT, PET, CTres, SEG) voxels, axes z, y, x; chunks of whole slices of about 1 MB, gzip;
-                          attributes: spacing_mm, origin_mm (x, y, z; LPS), direction (3x3 by rows), units, axes
+    /cases/<case>/SUV     (and CT, PET, CTres, SEG, ORGANS) voxels, axes z, y, x; chunks of whole slices of about 1 MB,
+                          gzip; attributes: spacing_mm, origin_mm (x, y, z; LPS), direction (3x3 by rows), units, axes
 """
 
 from __future__ import annotations

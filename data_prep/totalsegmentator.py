@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopet.errors import AutopetError
-from autopet.images import read_image, write_image
+from autopet.images import read_grid, read_image, write_image
 from autopet.organs import CORRECTED, TOTAL, task_structures
 from data_prep.organ_sources import OrganMap, read_organs
 
@@ -23,6 +23,9 @@ NETWORK_FAILURES = (  # what it prints when a weight file cannot be fetched
     "ConnectionError", "Max retries exceeded", "NameResolutionError", "ConnectTimeout", "HTTPError", "ProxyError",
     "SSLError",
 )  # fmt: skip
+
+
+EMPTY_CROP = "Crop is empty"  # it says so of a CT without the region of a task, such as the skull
 
 
 class WeightsError(AutopetError):
@@ -70,20 +73,27 @@ class TotalSegmentator:
             if not ct.name.lower().endswith(".nii.gz"):  # it reads NIfTI only
                 ct = write_image(work / "ct.nii.gz", read_image(ct))
             for task, structures in task_structures(self.variant).items():
-                self._run(ct, work / "out" / task, task=task, structures=structures)
+                folder = work / "out" / task
+                if not self._run(ct, folder, task=task, structures=structures):
+                    grid = read_grid(ct)
+                    for structure in structures:
+                        write_image(folder / f"{structure}.nii.gz", grid)
             organs = read_organs([work / "out"], self.variant)
         if organs.absent:
             raise AutopetError(f"{COMMAND} wrote no structure of {', '.join(organs.absent)}; update it (v2.3 or later)")
         return organs
 
-    def _run(self, ct: Path, out: Path, *, task: str, structures: tuple[str, ...]) -> None:
+    def _run(self, ct: Path, out: Path, *, task: str, structures: tuple[str, ...]) -> bool:
+        """Run one task; False when the region that it looks at is not in the CT and it wrote nothing for that."""
         out.mkdir(parents=True)
         command = [self.command, "-i", str(ct), "-o", str(out), "--task", task]
         command += ["--roi_subset", *structures] if task == TOTAL else []  # it takes subsets of this task only
         command += ["--device", self.device] if self.device else []
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode == 0:
-            return
+            return True
+        if EMPTY_CROP in done.stdout:  # versions that want to save one image into our folder then, and cannot
+            return False
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = (lines[-1] if lines else "it said nothing")[:300]
         if any(word in done.stderr for word in NETWORK_FAILURES):

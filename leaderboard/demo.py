@@ -16,6 +16,7 @@ from autopet.build import (
     REGISTRY_BASE,
     Recipe,
     build_image,
+    constraints,
     make_debian_base,
     make_wheelhouse,
     requirements,
@@ -58,6 +59,7 @@ def run_demo(out: Path, *, engine: str = "auto", methods: Sequence[str] = DEFAUL
     """
     names = in_order(list_methods() if list(methods) == ["all"] else methods)
     out = out.resolve()
+    _refuse_without_members(out, names)
     base = choose_base(engine)
     cases = _cohort(out, demo)
     train_cases = select_part(cases, out / SPLIT, "train")
@@ -84,6 +86,15 @@ def in_order(names: Iterable[str]) -> list[str]:
 def needs_models(name: str) -> bool:
     """Whether a method is trained from the models of other methods, as its train.py says."""
     return bool(getattr(find_method(name).module("train"), "NEEDS_MODELS", False))
+
+
+def _refuse_without_members(out: Path, names: Sequence[str]) -> None:
+    """Said before minutes of work: what is made of other models needs some."""
+    if names and all(map(needs_models, names)) and not any((out / "models").glob(f"*/{CONFIG}")):
+        raise AutopetError(
+            f"{names[0]} is made of other methods' models, and there are none; name methods, too: "
+            f"--methods {','.join((*DEFAULT_METHODS, names[0]))}"
+        )
 
 
 def choose_base(engine: str) -> str:
@@ -165,11 +176,16 @@ def _organs(dicom: Path, nifti: Path, demo: Demo) -> None:
     if not maps.is_dir():
         console.print("the phantoms came without organ maps: methods train without organ labels", highlight=False)
         return
+    written = sum(_rows(nifti / TABLE, status=status) for status in LABELLED) == demo.cases
     _once(
-        sum(_rows(nifti / TABLE, status=status) for status in LABELLED) == demo.cases,
+        written and all(case.organs.is_file() for case in read_cohort(nifti)),  # a case converted anew has lost its own
         "organ labels",
         lambda: label_cohort(nifti, maps=maps, workers=demo.workers),
     )
+    lost = [row for row in read_table(nifti / TABLE) if row["status"] not in LABELLED]
+    if lost:
+        text = f"{len(lost)} cases have no organ labels, first reason: {lost[0]['case']}: {lost[0]['reason']}"
+        console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _rows(table: Path, **wanted: str) -> int:
@@ -215,9 +231,10 @@ def _build(out: Path, name: str, base: str) -> str:
 def _wheels(out: Path, name: str) -> Path:
     """The wheels of a method. Methods with the same requirements have one folder, and so share layers of their images.
 
-    All folders share the files of `wheelhouse/pool`: torch alone has 200 MB.
+    All folders share the files of `wheelhouse/pool`: torch alone has 200 MB. Other versions in constraints.txt are
+    another folder: an image cannot be built from wheels of the old ones.
     """
-    key = hashlib.sha256("\n".join(requirements(name)).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\n".join([*requirements(name), constraints()]).encode()).hexdigest()[:12]
     wheels = out / "wheelhouse" / key
     marker = wheels / "complete"
     if not marker.is_file():

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -19,6 +25,15 @@ DATASET = {
     "file_ending": ".nii.gz",
 }
 RESENC = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+@contextmanager
+def pools_of_threads() -> Iterator[None]:
+    """nnU-Net's pools for fingerprint and preprocessing as threads: each spawned process imports torch anew, 5 s."""
+    real, threads = multiprocessing.get_context, SimpleNamespace(Pool=ThreadPool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda kind=None: threads if kind == "spawn" else real(kind))
+        yield
 
 
 def make_plans(

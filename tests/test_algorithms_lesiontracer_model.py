@@ -19,6 +19,15 @@ DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0,
 FEATURES = (4, 8, 8, 12)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_plans() -> dict:
     """Plans as nnU-Net's ResEncL planner writes them, reduced to what is read here."""
     kwargs = {
@@ -86,6 +95,11 @@ def test_settings_that_cannot_be():
         Settings(organ_map="mine")
     with pytest.raises(AutopetError, match="give both the same length"):
         Settings(features=(8, 16))
+    for wrong in ({"spacing": (2.0, 2.0)}, {"patch": (32, 32)}, {"spacing": (0.0, 2.0, 2.0)}):
+        with pytest.raises(AutopetError, match="expected three positive numbers z, y, x, or none"):
+            Settings(**wrong)
+    with pytest.raises(AutopetError, match="divide by 32"):  # and not after hours of preprocessing
+        Settings(patch=(100, 96, 96))
 
 
 def test_plans_of_the_paper():

@@ -92,7 +92,7 @@ def test_shares_by_hand():
     assert shares(counts, "image") == pytest.approx({"a": 2 / 16, "b": 4 / 16, "c": 10 / 16})
     assert shares(counts, "data set") == pytest.approx({"a": 10 / 17, "b": 5 / 17, "c": 2 / 17})
     assert shares({"only": 7}, "image") == {"only": 1.0}
-    with pytest.raises(AutopetError, match="use 'image' or 'data set'"):
+    with pytest.raises(AutopetError, match="use 'data set' or 'image'"):
         shares(counts, "uniform")
 
 
@@ -299,8 +299,9 @@ def test_published_folder_describes_itself(published: Path):
     assert config["channels"] == {"MR": ["MR"], "pet": ["CT", "PET"]}
     assert config["labels"] == {"MR": ORGAN_LABELS, "pet": {"background": 0, "lesion": 1}}
     assert config["images"] == {"MR": 2, "pet": 3}
+    # the paper's sentence: each data set weighs 1/sqrt(n), so MR to pet are as sqrt(3) to sqrt(2)
     total = math.sqrt(2) + math.sqrt(3)
-    assert config["sampling_probabilities"] == pytest.approx({"MR": math.sqrt(2) / total, "pet": math.sqrt(3) / total})
+    assert config["sampling_probabilities"] == pytest.approx({"MR": math.sqrt(3) / total, "pet": math.sqrt(2) / total})
     assert config["training_cases"]["pet"] == ["case00", "case01", "case02"]
     keys = set(load_file(published / "pretrained.safetensors"))
     assert "encoder.stem.MR.convs.0.conv.weight" in keys
@@ -433,8 +434,15 @@ def test_settings_that_cannot_be():
     assert PRESETS["paper"] == Settings()
     paper = Settings()
     assert (paper.epochs, paper.batch, paper.patch, paper.spacing_mm) == (4000, 24, (192,) * 3, (1.0,) * 3)
+    assert paper.sampling == "data set"
     assert (paper.features, paper.blocks) == ((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6))
-    for wrong in ({"sampling": "all"}, {"optimizer": "lion"}, {"blocks": (1, 1)}, {"patch": (100, 96, 96)}):
+    for wrong in (
+        {"sampling": "all"},
+        {"optimizer": "lion"},
+        {"blocks": (1, 1)},
+        {"patch": (100, 96, 96)},
+        {"checkpoint_every": 0},
+    ):
         with pytest.raises(AutopetError):
             Settings(**wrong)
 

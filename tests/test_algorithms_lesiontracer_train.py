@@ -17,14 +17,19 @@ from conftest import write_cases
 
 from autopet.checkpoint import read_config
 from autopet.cohort import Case
+from autopet.errors import AutopetError
 from autopet.images import read_image, write_image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nnunetv2")
 
+import blosc2  # noqa: E402
+from nnunet_maker import pools_of_threads  # noqa: E402
+
 from algorithms.lesiontracer import train  # noqa: E402
 from algorithms.lesiontracer.loss import LesionOrganLoss, stage_weights  # noqa: E402
 from algorithms.lesiontracer.model import PRESETS, build_network  # noqa: E402
+from algorithms.lesiontracer.preprocessing import UNLABELLED  # noqa: E402
 from autopet.nnunet.model_folder import load_weights  # noqa: E402
 
 TINY = replace(
@@ -32,12 +37,22 @@ TINY = replace(
     epochs=3,
     iterations_per_epoch=2,
     validation_iterations=1,
+    spacing=(6.5, 4.5, 4.5),  # the cohort's is 6, 4, 4
     patch=(16, 16, 16),
     features=(4, 8, 8),
     blocks=(1, 1, 1),
     checkpoint_every=1,
     workers=1,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def add_organs(cases: list[Case]) -> None:
@@ -79,7 +94,7 @@ def trained(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> tupl
         return step(self, batch)
 
     arguments = {"settings": TINY, "work": root / "work", "device": "cpu"}
-    with pytest.MonkeyPatch.context() as patch:
+    with pools_of_threads(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.LesionTracerTrainer, "train_step", broken)
         with pytest.raises(KeyboardInterrupt):
             train.train(cases, root / "model", **arguments)
@@ -100,6 +115,43 @@ def test_both_targets_come_at_every_stage(trained: tuple[Path, list[dict]]):
     _, seen = trained
     assert all(batch["shapes"] == [(2, 2, 16, 16, 16), (2, 2, 8, 8, 8)] for batch in seen)
     assert all(batch["organs"] for batch in seen)  # off in validation, on again in training
+
+
+def test_organ_labels_are_in_the_preprocessed_cases(trained: tuple[Path, list[dict]]):
+    """Were the masks' paths not those that nnU-Net asks for, every case would be unlabelled, in silence."""
+    folder = trained[0].parent / "killed/preprocessed/Dataset001_PETCT/nnUNetPlans_3d_fullres"
+    labels = [blosc2.open(str(folder / f"case0{number}_seg.b2nd"))[1] for number in range(3)]
+    assert [set(np.unique(found)) - {-1} for found in labels] == [{0, 4, 5}, {0, 4, 5}, {UNLABELLED}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": (0, 1)}, "needs 5 patients at least, found 3"),
+        ({"folds": ("0",)}, "expected some of 0 to 4"),
+        ({"pretrained": "/no/such/weights.pth"}, "no pretrained weights at /no/such/weights.pth"),
+        ({"rotation_probability": 2.0}, "between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_preprocessing(
+    cases: list[Case], tmp_path: Path, changes: dict, message: str
+):
+    with pytest.raises(AutopetError, match=message):
+        train.train(cases, tmp_path / "out", settings=replace(TINY, **changes), work=tmp_path / "work", device="cpu")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_with_other_files_is_refused_before_the_training(cases: list[Case], tmp_path: Path):
+    (tmp_path / "letters").touch()
+    with pytest.raises(AutopetError, match="holds other files"):
+        train.train(cases, tmp_path, settings=TINY, work=tmp_path / "work", device="cpu")
+    assert not (tmp_path / "work").exists()
+
+
+def test_more_processes_than_patches(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(AutopetError, match="2 patches cannot be divided over 3 processes"):
+        train.train(cases, tmp_path / "out", settings=TINY, work=tmp_path / "work", device="cpu")
 
 
 def test_the_model_folder_describes_itself(trained: tuple[Path, list[dict]]):
@@ -128,6 +180,7 @@ def test_published_weights_run_without_organ_heads(trained: tuple[Path, list[dic
     assert any("organ_seg_layers" in key for key in weights)
     configuration = plans["configurations"]["3d_fullres"]
     assert configuration["normalization_schemes"] == ["CTNormalization", "CTNormalization"]
+    assert configuration["spacing"] == [6.5, 4.5, 4.5]
     network = build_network(plans, dataset, organs=False, deep_supervision=False)
     network.load_state_dict(weights)
     assert network(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 2, 16, 16, 16)
@@ -179,15 +232,15 @@ def test_pretrained_weights_are_loaded_and_reported(tmp_path: Path, monkeypatch:
 
     asked = []
 
-    def load(network, path):
-        asked.append((network, path))
+    def load(network, path, *, stem):
+        asked.append((network, path, stem))
         return transfer.Report(loaded=("a", "b"), skipped=(("head", "a head"),), missing=())
 
     monkeypatch.setattr(transfer, "load_pretrained", load)
-    trainer = fake_trainer(replace(TINY, pretrained="weights.pth"))
+    trainer = fake_trainer(replace(TINY, pretrained="weights.pth", pretrained_stem="221"))
     trainer.network, trainer.output_folder = torch.nn.Linear(1, 1), str(tmp_path)
     trainer.begin()
-    assert asked == [(trainer.network, Path("weights.pth"))]
+    assert asked == [(trainer.network, Path("weights.pth"), "221")]
     noted = trainer.result().notes["pretrained"]
     assert (noted["loaded"], noted["skipped"], noted["missing"]) == (["a", "b"], [["head", "a head"]], [])
 

@@ -136,6 +136,28 @@ def test_a_new_checksum_never_hides_damage(tmp_path: Path):
         rewrite_config(tmp_path, lambda config: config)
 
 
+def test_the_mode_of_another_s_file_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A vote links the files of models that may be a colleague's: their mode is not ours to set."""
+    theirs = tmp_path / "weights.bin"
+    theirs.write_bytes(b"123")
+    theirs.chmod(0o664)
+    chmod = Path.chmod
+
+    def refused(path: Path, mode: int) -> None:
+        if path.stat().st_ino == theirs.stat().st_ino:
+            raise PermissionError(1, "Operation not permitted")
+        chmod(path, mode)
+
+    monkeypatch.setattr(checkpoint.Path, "chmod", refused)
+
+    def linked(folder: Path) -> dict:
+        link_or_copy(theirs, folder / "weights.bin")
+        return {"method": "toy"}
+
+    read_config(publish_model(tmp_path / "m", linked), method="toy")
+    assert theirs.stat().st_mode & 0o777 == 0o664
+
+
 def test_a_link_where_one_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a").write_text("weights")
     (tmp_path / "name").symlink_to(tmp_path / "a")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
 from pathlib import Path
 
 import nibabel
@@ -22,6 +24,7 @@ from autopet.organs import (
     merge_structures,
     structure_labels,
     task_structures,
+    translate_labels,
 )
 from autopet.volume import Volume
 
@@ -112,6 +115,12 @@ def test_incomplete_structures_are_refused_by_name():
     assert "lung" not in absent_organs(["lung"])
 
 
+def test_a_negative_number_is_refused():
+    """As an index it would be counted from the end: voxels of number 5 would take the name of -1."""
+    with pytest.raises(AutopetError, match="has the number -1, expected 0 and more"):
+        translate_labels(np.array([[[5]]]), {-1: "liver", 5: "aorta"})
+
+
 def test_a_number_without_a_name_is_refused():
     with pytest.raises(AutopetError, match="labels 7, 9 are not in"):
         merge_labels(line(1, 7, 9), {1: "liver"})
@@ -198,3 +207,9 @@ def test_damaged_and_foreign_files_have_no_table(tmp_path):
     (tmp_path / "text.nii").write_text("no image")
     assert label_names(tmp_path / "cut.nii.gz") == {}
     assert label_names(tmp_path / "text.nii") == {}
+    (tmp_path / "noise.nii.gz").write_bytes(gzip.compress(b"x" * 400)[:10] + b"\xff" * 100)
+    assert label_names(tmp_path / "noise.nii.gz") == {}  # zlib.error is no OSError
+    endless = bytearray(nibabel.Nifti1Header().binaryblock) + bytes([1, 0, 0, 0])
+    struct.pack_into("<f", endless, 108, float("inf"))  # vox_offset
+    (tmp_path / "endless.nii").write_bytes(endless)
+    assert label_names(tmp_path / "endless.nii") == {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from typer.testing import CliRunner
 
+from autopet import components
 from autopet.checkpoint import publish_model, read_config, settings_from_dict
 from autopet.commands import postprocess
 from autopet.errors import AutopetError
@@ -22,6 +23,7 @@ from autopet.postprocessing import (
     remove_at_bottom,
     remove_few_voxels,
     remove_small,
+    rules_of,
 )
 from autopet.volume import IDENTITY, Volume
 
@@ -148,6 +150,46 @@ def test_order_words_and_geometry():
     assert row.sum() == 8  # the input is not changed
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.6), st.sampled_from(["touching", "within"]))
+@settings(max_examples=40, deadline=None)
+def test_all_rules_are_one_after_the_other(seed: int, share: float, bottom_rule: str):
+    """`apply_rules` labels once for all rules; the functions, one by one on what is left, decide."""
+    rng = np.random.default_rng(seed)
+    mask = Volume((rng.random((6, 7, 8)) < share).astype(np.uint8), (5.0, 5.0, 10.0), direction=FEET_LAST)
+    hu, suv = (mask.with_array(rng.normal(size=mask.shape)) for _ in range(2))
+    rules = Rules(-1.5, -1.0, 2, bottom_rule, 3, 1.25)  # 0.25 ml a voxel: fewer than 5
+    expected = [clear_below(mask.array, hu.array, -1.5)]
+    expected.append(clear_below(expected[-1], suv.array, -1.0))
+    expected.append(remove_at_bottom(expected[-1], 2, direction=FEET_LAST, rule=bottom_rule))
+    expected.append(remove_few_voxels(expected[-1], 3))
+    expected.append(remove_small(expected[-1], 1.25, voxel_ml=0.25))
+    cleaned, said = apply_rules(mask, rules, suv=suv, ct=hu)
+    np.testing.assert_array_equal(cleaned.array, expected[-1])
+    counts = [ndimage.label(array, structure=EDGES)[1] for array in (mask.array, *expected)]
+    sizes = [int(array.sum()) for array in (mask.array, *expected)]
+    words = [
+        f": {sizes[i] - sizes[i + 1]} voxels ({(sizes[i] - sizes[i + 1]) * 0.25:.3g} ml), components {counts[i]} -> "
+        f"{counts[i + 1]}"
+        for i in range(5)
+        if sizes[i] != sizes[i + 1]
+    ]
+    assert [text[text.index(": ") :] for text in said] == words
+
+
+def test_a_mask_is_labelled_once_for_all_rules_that_judge_components(monkeypatch: pytest.MonkeyPatch):
+    """Of an image of 400 x 400 x 326 voxels a labelling takes a second, and the mask is due."""
+    calls = []
+    label = components.label_components
+    monkeypatch.setattr(components, "label_components", lambda mask: calls.append(mask.size) or label(mask))
+    mask = Volume(np.ones((4, 5, 6), np.uint8))
+    image = mask.with_array(np.ones(mask.shape))
+    apply_rules(mask, Rules(min_ct_hu=0, min_suv=0), suv=image, ct=image)
+    assert calls == []
+    rules = Rules(0, 0, bottom_slices=1, bottom_rule="within", min_component_voxels=4, min_component_ml=0.1)
+    assert apply_rules(mask, rules, suv=image, ct=image)[0].array.all()
+    assert calls == [120]
+
+
 def test_every_rule_is_wired_to_its_image_and_unit():
     array = np.zeros((4, 1, 8), np.uint8)
     array[0, 0, 0] = array[3, 0, 0:2] = array[2, 0, 4:8] = 1
@@ -223,6 +265,21 @@ def test_the_command_shows_sets_and_clears(tmp_path: Path):
     assert read_config(folder, method="toy")["postprocessing"] == {"min_component_ml": 0.1}
     assert call(folder, "--off").endswith("no post-processing")
     assert read_config(folder, method="toy") == untouched
+
+
+def test_rules_of_a_config_that_somebody_edited(tmp_path: Path):
+    for nothing in ({}, {"postprocessing": None}, {"postprocessing": {}}):
+        assert rules_of(nothing, "m") == Rules()
+    assert rules_of({"postprocessing": {"min_suv": 1}}, "m") == Rules(min_suv=1)
+    for nonsense in (["min_suv"], "off", 3):
+        with pytest.raises(AutopetError, match="m: postprocessing is expected as an object"):
+            rules_of({"postprocessing": nonsense}, "m")
+    folder = publish_model(tmp_path / "m", lambda _: {"method": "toy", "postprocessing": None})
+    assert call(folder).endswith("no post-processing")
+    folder = publish_model(tmp_path / "m", lambda _: {"method": "toy", "postprocessing": {"min_component": 3}})
+    with pytest.raises(AutopetError, match="unknown setting min_component;"):
+        call(folder)
+    assert call(folder, "--off").endswith("no post-processing")  # the way out
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path):

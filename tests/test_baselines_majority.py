@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from autopet.checkpoint import publish_model, read_config, rewrite_config
 from autopet.cohort import Case
+from autopet.container import LAST_MARGIN_S, LAST_MARGIN_SHARE
 from autopet.deadline import Deadline
 from autopet.engine import Limits, run_case
 from autopet.errors import AutopetError
@@ -146,6 +150,35 @@ def test_what_cannot_vote(cohort: list[Case], models: Path, tmp_path: Path, caps
         gather(cohort, tmp_path / "models/majority")
 
 
+def test_a_link_to_a_model_has_no_second_vote(
+    cohort: list[Case], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Two copies of one model of three would decide alone."""
+    root = tmp_path / "models"
+    root.mkdir()
+    shutil.copytree(models / "loose", root / "loose")
+    shutil.copytree(models / "loose", root / "loose-backup")
+    (root / "best").symlink_to(root / "loose")
+    (root / "strict").symlink_to(models / "strict")
+    out = gather(cohort, root / "majority")
+    assert sorted(member["name"] for member in read_config(out, method="majority")["members"]) == ["loose", "strict"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "loose-backup does not vote: it is the same model as loose" in said
+    assert "best does not vote" in said
+    assert not (out / "members/strict").is_symlink()  # what a container mounts is whole
+    with pytest.raises(AutopetError, match="loose and best are the same model; a model has one vote"):
+        gather(cohort, tmp_path / "m", members=(str(root / "loose"), str(root / "best")))
+
+
+def test_a_named_link_is_called_as_it_is_named(cohort: list[Case], models: Path, tmp_path: Path):
+    """`runs/3/model` and `runs/7/model` have one name; links tell them apart."""
+    for run, name in (("3", "loose"), ("7", "strict")):
+        shutil.copytree(models / name, tmp_path / "runs" / run / "model")
+        (tmp_path / f"run{run}").symlink_to(tmp_path / "runs" / run / "model")
+    out = gather(cohort, tmp_path / "vote", members=(str(tmp_path / "run3"), str(tmp_path / "x/../run7")))
+    assert sorted(member["name"] for member in read_config(out, method="majority")["members"]) == ["run3", "run7"]
+
+
 def test_a_method_with_other_sockets_does_not_fit(
     cohort: list[Case], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -192,6 +225,21 @@ def test_a_member_s_own_post_processing_comes_first(cohort: list[Case], models: 
     mask = predict(model, inputs, deadline)[LESIONS.slug]
     np.testing.assert_array_equal(mask.array, inputs["pet"].array >= 7.0)
     assert "SUV below 7" in deadline.journal.notes["members"][0]["removed"][0]
+
+
+def test_post_processing_that_is_null_is_off_and_nonsense_is_named(cohort: list[Case], tmp_path: Path):
+    member = train_threshold(cohort, tmp_path / "a", settings=RULES["loose"], work=tmp_path, device="cpu")
+    rewrite_config(member, lambda config: {**config, "postprocessing": None})
+    assert load(gather(cohort, tmp_path / "vote", members=(str(member),)), "cpu").members[0].rules == Rules()
+    rewrite_config(member, lambda config: {**config, "postprocessing": ["min_suv"]})
+    with pytest.raises(AutopetError, match=r"a: postprocessing is expected as an object .* found \['min_suv'\]"):
+        load(gather(cohort, tmp_path / "vote", members=(str(member),)), "cpu")
+
+
+def test_a_config_that_is_no_vote_s(tmp_path: Path):
+    folder = publish_model(tmp_path / "m", lambda _: {"method": "majority", "settings": {}})
+    with pytest.raises(AutopetError, match="lacks members; gather the members again"):
+        load(folder, "cpu")
 
 
 def test_an_image_without_a_member_s_method(
@@ -301,6 +349,40 @@ def test_fair_shares_of_the_time_that_is_left():
     assert limits == pytest.approx({"a": 95 / 3, "b": 45.0, "c": 40.0})
     assert deadline.journal.dropped == ["a: mirroring", "b: mirroring", "c: mirroring"]
     assert deadline.journal.stages == pytest.approx({"member a": 5.0, "member b": 50.0, "member c": 10.0})
+
+
+def test_a_member_that_hangs_does_not_cost_the_votes_that_are_in():
+    """The container would write an empty mask: it gives up the whole vote shortly before the limit."""
+    clock, hung = Clock(), threading.Event()
+
+    def quick(_: Deadline) -> np.ndarray:
+        clock.now += 94.8  # 5 of 100 s are kept for the vote: 0.2 s are left to wait for the other
+        return row(1, 1, 0, 0)
+
+    def hangs(_: Deadline) -> np.ndarray:
+        hung.wait(300)
+        return row(0, 0, 0, 0)
+
+    deadline, started = Deadline(100, clock=clock), time.monotonic()
+    try:
+        assert run_toys([toy("quick", quick), toy("hung", hangs)], deadline) == [1, 1, 0, 0]
+    finally:
+        hung.set()
+    assert time.monotonic() - started < 100  # it was not waited for
+    assert deadline.journal.dropped == ["the vote of hung: not ready after 0.2 s, and no time is left to wait for it"]
+
+
+@pytest.mark.parametrize("limit_s", [3.0, 20.0, 60.0, 300.0, 1200.0])
+def test_the_vote_ends_before_the_container_gives_up(limit_s: float):
+    limits: list[float] = []
+    clock = Clock()
+
+    def mask(deadline: Deadline) -> np.ndarray:
+        limits.append(deadline.remaining_s)
+        return row(1, 0, 0, 0)
+
+    run_toys([toy("a", mask)], Deadline(limit_s, clock=clock))
+    assert limits[0] < limit_s - LAST_MARGIN_S - LAST_MARGIN_SHARE * limit_s
 
 
 def test_a_member_without_time_is_not_started():

@@ -20,6 +20,8 @@ from autopet.sockets import CT, LESIONS, PET, Inputs
 torch = pytest.importorskip("torch")
 pytest.importorskip("nnunetv2")
 
+from nnunet_maker import pools_of_threads  # noqa: E402
+
 from autopet.nnunet.inference import Policy  # noqa: E402
 from autopet.nnunet.tiles import TilePredictor  # noqa: E402
 from autopet.nnunet.workspace import claim_workspace  # noqa: E402
@@ -35,7 +37,17 @@ TINY = replace(
     features=(4, 8, 8),
     checkpoint_every=1,
     workers=1,
+    folds=(2,),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_presets_are_the_published_and_the_small_one():
@@ -66,8 +78,12 @@ def test_adapt_plans_changes_only_what_is_set():
 
 @pytest.fixture(scope="module")
 def model(cohort: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained tiny model; its training was broken off after the first epoch and resumed."""
+    """A trained tiny model; its training was broken off after the first epoch and resumed.
+
+    Of the eight cases the last two are second studies of the first two patients; fold 2 is trained.
+    """
     root = tmp_path_factory.mktemp("nnunet")
+    cases = [*cohort[:6], *(replace(case, patient_id=cohort[i].patient_id) for i, case in enumerate(cohort[6:]))]
     seen: list[int] = []
     step = train.Trainer.train_step
 
@@ -78,16 +94,21 @@ def model(cohort: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def counted(self, batch):
         seen.append(self.current_epoch)
+        trained, held_out = self.do_split()
+        patient = {case.name: case.patient_id for case in cases}
+        assert sorted(trained + held_out) == sorted(patient)
+        assert not {patient[case] for case in trained} & {patient[case] for case in held_out}
+        assert set(batch["keys"]) <= set(trained)
         return step(self, batch)
 
     arguments = {"settings": TINY, "work": root / "work", "device": "cpu"}
-    with pytest.MonkeyPatch.context() as patch:
+    with pools_of_threads(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Trainer, "train_step", broken)
         with pytest.raises(KeyboardInterrupt):
-            train.train(cohort[:4], root / "model", **arguments)
+            train.train(cases, root / "model", **arguments)
         assert not (root / "model").exists()
         patch.setattr(train.Trainer, "train_step", counted)
-        train.train(cohort[:4], root / "model", **arguments)
+        train.train(cases, root / "model", **arguments)
     assert seen == [1, 1, 1]  # epoch 0 was not trained again
     assert not (root / "work").exists()
     return root / "model"
@@ -100,7 +121,7 @@ def test_training_leaves_no_trace_in_the_environment(model: Path):
 def test_model_folder_describes_itself(model: Path):
     config = read_config(model, method="nnunet")
     assert config["channels"] == ["CT", "PET"]
-    assert config["training_cases"] == ["case00", "case01", "case02", "case03"]
+    assert config["training_cases"] == [f"case0{number}" for number in range(8)]
     assert "cohort" not in (model / "dataset.json").read_text()  # the training cases' paths stay at home
 
 
@@ -145,10 +166,11 @@ def test_mirroring_is_dropped_when_the_time_is_short(model: Path, inputs: Inputs
     monkeypatch.setattr(TilePredictor, "run_pass", run_pass)
     loaded = predict.load(model, "cpu")
     loaded.policy = replace(loaded.policy, mirror_axes=(0, 1, 2))
+    part = {slug: replace(inputs[slug], array=inputs[slug].array[:20, :24, :24]) for slug in (PET.slug, CT.slug)}
     for limit_s, expected in ((30.0, [()]), (60.0, [(), (0, 1)]), (300.0, [(), (0, 1, 2)]), (math.inf, [(0, 1, 2)])):
         now[0] = 0.0
         deadline = Deadline(limit_s, clock=lambda: now[0])
-        predict.predict(loaded, inputs, deadline)
+        predict.predict(loaded, Inputs(part, inputs.stem), deadline)  # a part of the case: 22 passes are made
         assert [tuple(one["mirror_axes"]) for one in deadline.journal.notes["passes"]] == expected
         assert bool(deadline.journal.dropped) == (limit_s < 300)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from autopet.checkpoint import CONFIG, SUMS, read_config, sha256
 from autopet.cohort import Case
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError
-from autopet.images import read_image
+from autopet.images import read_image, write_image
 from autopet.sockets import CT, DATA_CENTRIC, LESIONS, PET, Inputs
 from autopet.volume import Volume
 
@@ -43,6 +43,15 @@ TINY = replace(
     checkpoint_every=1,
 )
 PLAIN = replace(TINY, rotation_degrees=0.0, scale_share=0.0, flip_probability=0.0)  # patches as they were cut
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Networks this small wait for their threads longer than they compute, minutes where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # The published facts
@@ -135,6 +144,15 @@ def test_working_grid_turns_flipped_axes_by_hand():
     finer = unet3d.working_grid(flipped, (2.0, 5.0, 6.0))  # x in halves, z in pairs
     assert finer.shape == (3, 5, 8)
     assert finer.origin_mm == pytest.approx((-2 - 1, 0, 30 + 1.5))
+
+
+def test_median_spacing_is_along_the_patient_s_axes(tmp_path: Path):
+    """Rows of this grid run to the front in steps of 3 mm, columns upwards in 4 mm, slices to the left in 6 mm."""
+    sagittal = Volume(np.zeros((2, 3, 4), np.float32), (3.0, 4.0, 6.0), direction=(0, 0, 1, -1, 0, 0, 0, 1, 0))
+    case = Case("a", "p", tmp_path)
+    write_image(case.suv, sagittal)
+    assert train.median_spacing_mm([case]) == (6.0, 3.0, 4.0)
+    assert unet3d.working_grid(sagittal, (6.0, 3.0, 4.0)).shape == (3, 4, 2)
 
 
 @pytest.mark.parametrize("direction", [(-1, 0, 0, 0, 1, 0, 0, 0, -1), (0, 0, 1, -1, 0, 0, 0, 1, 0)])

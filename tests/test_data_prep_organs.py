@@ -569,6 +569,21 @@ def test_weights_that_cannot_be_fetched_end_the_run(data, install):
     assert len(log.read_text().splitlines()) == 1  # the other case is not tried
 
 
+def test_a_ct_without_a_skull_has_no_glands(data, install):
+    """Some versions want to save one empty image under the name of our folder, and fail; later ones write masks."""
+    fails = (
+        "if options['--task'] != ['total']:\n    print('INFO: Crop is empty. Returning empty segmentation.')\n"
+        "    sys.exit('nibabel.filebasedimages.ImageFileError: Cannot work out file type')\n"
+    )
+    install(FAKE.replace("ct, out =", f"{fails}ct, out ="))
+    assert command(data, "--totalsegmentator").exit_code == 0
+    for case in read_cohort(data):
+        assert np.array_equal(read_image(case.organs).array, np.where(read_image(case.ct).array > 0, 3, 0))
+    assert {(row["status"], row["reason"], row["head_glands"]) for row in table(data).values()} == {
+        ("written", "", "0")
+    }
+
+
 def test_structures_that_were_not_written_are_an_error(data, install):
     install(FAKE.replace("{head!r}", "['nasopharynx']"))
     with pytest.raises(AutopetError, match="wrote no structure of head_glands"):

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from autopet.checkpoint import publish_model
 from autopet.cohort import read_cohort
 from autopet.errors import AutopetError
 from autopet.images import read_image
 from leaderboard import demo
 from leaderboard.demo import Demo, run_demo
 
-SMALL = Demo(cases=4, seed=1, test_fraction=0.5, workers=2)
+# one case to train on, one to test; one worker: starting others costs more than they save, and the stages' tests do
+SMALL = Demo(cases=2, seed=1, test_fraction=0.5, workers=1)
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -28,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_stage_has_its_folder(finished: Path):
-    assert sum(1 for _ in finished.glob("dicom/*/*/*/PT")) == 4
+    assert sum(1 for _ in finished.glob("dicom/*/*/*/PT")) == SMALL.cases
     assert (finished / "models/threshold/config.json").is_file()
     assert (finished / "leaderboard/leaderboard.csv").read_text().count("threshold") == 1
     page = (finished / "leaderboard/index.html").read_text()
@@ -97,6 +99,14 @@ def test_methods_made_of_models_come_last():
         demo.in_order(["magic"])
 
 
+def test_a_vote_alone_is_refused_before_the_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(AutopetError, match="made of other methods' models.*--methods threshold,nnunet,majority"):
+        run_demo(tmp_path / "x", engine="local", methods=["majority"])
+    assert not (tmp_path / "x").exists()
+    publish_model(tmp_path / "x/models/threshold", lambda _: {"method": "threshold"})  # of an earlier run
+    demo._refuse_without_members(tmp_path / "x", ["majority"])
+
+
 def test_all_takes_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     order: list[str] = []
     monkeypatch.setattr(demo, "list_methods", lambda: ["majority", "threshold"])
@@ -137,6 +147,25 @@ def test_organ_labels_lie_beside_the_images(finished: Path, tmp_path: Path, caps
     assert "without organ maps" in capsys.readouterr().err
 
 
+def test_lost_organ_labels_are_made_again_or_told(finished: Path, capsys: pytest.CaptureFixture):
+    case = read_cohort(finished / "nifti")[0]
+    case.organs.unlink()  # as a conversion anew leaves it; organs.csv still says that it is there
+    demo._organs(finished / "dicom", finished / "nifti", SMALL)
+    assert case.organs.is_file()
+    capsys.readouterr()
+    organs = finished / f"dicom/organs/{case.patient_id}.nii.gz"
+    try:
+        organs.rename(organs.with_name("hidden"))
+        case.organs.unlink()
+        demo._organs(finished / "dicom", finished / "nifti", SMALL)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"1 cases have no organ labels, first reason: {case.name}: no map named" in said
+    finally:
+        organs.with_name("hidden").rename(organs)
+    demo._organs(finished / "dicom", finished / "nifti", SMALL)
+    assert case.organs.is_file()
+
+
 def test_equal_requirements_share_their_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
 
@@ -152,6 +181,9 @@ def test_equal_requirements_share_their_wheels(tmp_path: Path, monkeypatch: pyte
     assert made == ["a", "c"]
     needs["a"].append("y")  # wheels of other requirements are not enough
     assert demo._wheels(tmp_path, "a") != folders["a"]
+    # nor are those of an older constraints.txt in an old folder: pip would refuse them in the image
+    monkeypatch.setattr(demo, "constraints", lambda: "torch==99\n")
+    assert demo._wheels(tmp_path, "b") != folders["b"]
 
 
 def test_the_ranking_s_notes_are_shown(finished: Path, capsys: pytest.CaptureFixture):

@@ -18,7 +18,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from autopet.errors import AutopetError
-from autopet.nnunet.plans import CHANNELS, CONFIGURATION, set_patch, set_stages
+from autopet.nnunet.plans import CHANNELS, CONFIGURATION, check_patch, set_patch, set_stages
 from autopet.nnunet.schedule import Schedule
 from autopet.organs import ORGANS, VARIANTS
 
@@ -58,13 +58,19 @@ class Settings:
     seed: int = 0  # of the first weights and of the patches
 
     def __post_init__(self) -> None:
-        Schedule.of(self)  # checks the optimizer
+        Schedule.of(self)  # checks what the two have in common
         if self.organ_map not in VARIANTS:
             raise AutopetError(f"organ_map {self.organ_map!r} is unknown; use {' or '.join(VARIANTS)}")
         if len(self.features) != len(self.blocks):
             raise AutopetError(
                 f"features names {len(self.features)} stages and blocks {len(self.blocks)}; give both the same length"
             )
+        for name in ("spacing", "patch"):
+            values = getattr(self, name)
+            if values and (len(values) != 3 or min(values) <= 0):
+                raise AutopetError(f"{name}: expected three positive numbers z, y, x, or none, found {list(values)}")
+        if self.features and self.patch:
+            check_patch(self.patch, len(self.features))
 
     @property
     def initial_learning_rate(self) -> float:

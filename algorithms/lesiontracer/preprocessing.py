@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from algorithms.lesiontracer.model import ORGAN_CLASSES
+from algorithms.lesiontracer.model import LESION_CLASSES, ORGAN_CLASSES
 from autopet.cohort import Case
 from autopet.errors import AutopetError
+from autopet.nnunet.workspace import label_path
 from autopet.organs import ROLE
 
 LESION, ORGAN = 0, 1  # segmentation channels
@@ -48,7 +49,7 @@ class OrganPreprocessor(DefaultPreprocessor):
         """Images (channel, z, y, x), label maps (2, z, y, x) and nnU-Net's properties of one training case."""
         reader = plans_manager.image_reader_writer_class()
         images, properties = reader.read_images(image_files)
-        lesions, _ = reader.read_seg(seg_file)
+        lesions = self._labels(reader, str(seg_file), LESION_CLASSES)
         labels = np.concatenate([lesions, self._organ_channel(reader, str(seg_file), lesions)])
         return self.run_case_npy(images, labels, properties, plans_manager, configuration_manager, dataset_json)
 
@@ -56,18 +57,24 @@ class OrganPreprocessor(DefaultPreprocessor):
         path = self.organs.get(seg_file)
         if path is None:
             return np.full_like(lesions, UNLABELLED)
-        organs, _ = reader.read_seg(path)
+        organs = self._labels(reader, path, ORGAN_CLASSES)
         if organs.shape != lesions.shape:
             raise AutopetError(
                 f"{path}: organ labels of shape {organs.shape[1:]}, the lesion mask has {lesions.shape[1:]};"
                 " make them on the PET's grid"
             )
-        if organs.min() < 0 or organs.max() >= ORGAN_CLASSES:
-            raise AutopetError(
-                f"{path}: organ labels from {organs.min():g} to {organs.max():g}, expected 0 to {ORGAN_CLASSES - 1};"
-                " make them with `autopet organs`"
-            )
         return organs.astype(lesions.dtype)
+
+    @staticmethod
+    def _labels(reader: Any, path: str, classes: int) -> np.ndarray:
+        """A label map (1, z, y, x) of whole numbers below `classes`; others would end the training on a GPU."""
+        labels, _ = reader.read_seg(path)
+        if not np.isin(labels, np.arange(classes)).all():
+            raise AutopetError(
+                f"{path}: labels from {labels.min():g} to {labels.max():g}, expected whole numbers 0 to {classes - 1};"
+                f" make it anew{'' if classes == LESION_CLASSES else ' with `autopet organs`'}"
+            )
+        return labels
 
     @staticmethod
     def _sample_foreground_locations(seg: np.ndarray, *args: Any, **options: Any) -> dict:
@@ -77,5 +84,4 @@ class OrganPreprocessor(DefaultPreprocessor):
 
 def organ_files(cases: Sequence[Case]) -> dict[str, str]:
     """Path of the lesion mask -> path of the organ labels, for the cases that have organ labels."""
-    found = {case.mask: Path(case.image(ROLE)) for case in cases}
-    return {str(mask.resolve()): str(organs.resolve()) for mask, organs in found.items() if organs.is_file()}
+    return {label_path(case): os.path.abspath(case.image(ROLE)) for case in cases if case.image(ROLE).is_file()}

@@ -6,7 +6,6 @@ sets of any labels and channels; `algorithms.lesiontracer.transfer.load_pretrain
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,11 @@ from algorithms.lesiontracer.pretrain_training import COLUMNS, METRICS, Training
 from autopet.checkpoint import publish_model, refuse_other_content
 from autopet.cohort import write_table
 from autopet.errors import AutopetError
-from autopet.nnunet.schedule import OPTIMIZERS
-from autopet.nnunet.workspace import RUN_TIME_ONLY, Workspace, worker_count
+from autopet.nnunet.plans import check_patch
+from autopet.nnunet.processes import refuse_several
+from autopet.nnunet.schedule import Schedule
+from autopet.nnunet.workspace import Workspace, worker_count
+from autopet.work import claim_work, file_sizes
 
 METHOD = "lesiontracer-pretraining"
 WEIGHTS = "pretrained.safetensors"
@@ -46,7 +48,7 @@ class Settings:
     batch: int = 24  # patches per step, each from a data set of its own; their gradients are added up one by one
     features: tuple = FINE_TUNING["paper"].features  # channels per stage: as LesionTracer's
     blocks: tuple = FINE_TUNING["paper"].blocks  # residual blocks per stage
-    sampling: str = "image"  # each image weighs 1/sqrt(n); "data set": the whole data set does (see `shares`)
+    sampling: str = "data set"  # each data set weighs 1/sqrt(n); "image": each of its images does (see `shares`)
     foreground_share: float = 0.33  # probability that a patch is centred on a labelled voxel
     dice_smooth: float = 0.0  # smoothing term of the Dice loss, of the authors' trainer; nnU-Net's own is 1e-5
     checkpoint_every: int = 10  # epochs between checkpoints that a killed training resumes from
@@ -54,19 +56,14 @@ class Settings:
     seed: int = 0  # of the first weights and of the patches
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise AutopetError(f"optimizer {self.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}")
+        Schedule.of(self)  # checks what the two have in common
         if self.sampling not in SAMPLINGS:
             raise AutopetError(f"sampling {self.sampling!r} is unknown; use {' or '.join(map(repr, SAMPLINGS))}")
         if len(self.features) != len(self.blocks):
             raise AutopetError(
                 f"features names {len(self.features)} stages and blocks {len(self.blocks)}; they pair up"
             )
-        step = 2 ** (len(self.features) - 1)
-        if any(edge % step for edge in self.patch):
-            raise AutopetError(
-                f"{len(self.features)} stages need patch edges that divide by {step}, found {self.patch}"
-            )
+        check_patch(self.patch, len(self.features))
 
 
 PRESETS = {
@@ -104,6 +101,7 @@ def pretrain(sources: Sequence[Source], out: Path, *, settings: Settings, work: 
     device : str
         `cpu` or `cuda`; one GPU.
     """
+    refuse_several("pretraining")
     check_names(sources)
     refuse_other_content(out)
     space = _claim(work, sources, settings)
@@ -129,23 +127,12 @@ def pretrain(sources: Sequence[Source], out: Path, *, settings: Settings, work: 
 
 def _claim(work: Path, sources: Sequence[Source], settings: Settings) -> Workspace:
     """The work folder of exactly these data sets and settings; another's unfinished training is never thrown away."""
-    chosen = {key: value for key, value in asdict(settings).items() if key not in RUN_TIME_ONLY}
     files = {
-        source.name: [
-            (case, [path.stat().st_size for path in (*source.images[case], source.targets[case])])
-            for case in source.images
-        ]
+        source.name: [(case, file_sizes((*source.images[case], source.targets[case]))) for case in source.images]
         for source in sources
     }
-    described = [source.description() for source in sources]
-    key = hashlib.sha256(repr((chosen, files, described)).encode()).hexdigest()
-    stamp = work / "recipe"
-    if work.exists() and (not stamp.is_file() or stamp.read_text() != key):
-        raise AutopetError(
-            f"{work} holds an unfinished pretraining on other data sets or settings; finish that, or delete the folder"
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(key)
+    inputs = files, [source.description() for source in sources]
+    claim_work(work, settings, inputs, what="pretraining on other data sets or settings")
     return Workspace(work)
 
 

@@ -20,7 +20,7 @@ from autopet.nnunet.plans import CHANNELS
 from autopet.organs import LABELS as ORGAN_LABELS
 from autopet.organs import ROLE as ORGANS
 
-SAMPLINGS = ("image", "data set")
+SAMPLINGS = ("data set", "image")
 LESIONS = {"background": 0, "lesion": 1}
 RESERVED = {"convs", *dir(nn.ModuleDict)}  # names that a stem or a head cannot have in a state dict
 DATASET_NUMBER = re.compile(r"Dataset\d+_")
@@ -165,18 +165,18 @@ def shares(counts: Mapping[str, int], sampling: str) -> dict[str, float]:
     ----------
     counts : mapping
         Images n per data set.
-    sampling : {"image", "data set"}
+    sampling : {"data set", "image"}
         What is "inversely proportional to the square root of the number of images per dataset" (Rokuss et al., section
-        2.3). `image`: the weight of each image is 1/sqrt(n), so that a data set's share grows with sqrt(n); this is
-        what the authors' public MultiTalent trainer does. `data set`: the share of the whole data set is 1/sqrt(n), so
-        that small ones come more often than large ones.
+        2.3). `data set`, as the sentence says: the share of the whole data set is 1/sqrt(n), so that small ones come
+        more often than large ones. `image`, as MultiTalent (Ulrich et al. 2023) and the authors' public trainer have
+        it: the weight of each image is 1/sqrt(n), so that a data set's share grows with sqrt(n).
 
     Examples
     --------
-    >>> shares({"a": 1, "b": 9}, "image")
-    {'a': 0.25, 'b': 0.75}
     >>> shares({"a": 1, "b": 9}, "data set")
     {'a': 0.75, 'b': 0.25}
+    >>> shares({"a": 1, "b": 9}, "image")
+    {'a': 0.25, 'b': 0.75}
     """
     if sampling not in SAMPLINGS:
         raise AutopetError(f"sampling {sampling!r} is unknown; use {' or '.join(map(repr, SAMPLINGS))}")

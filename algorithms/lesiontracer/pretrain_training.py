@@ -21,7 +21,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from algorithms.lesiontracer.pretrain_data import MixedPatches, Source, by_name, shares
 from algorithms.lesiontracer.pretrain_network import SharedBodyUNet
 from autopet.cohort import write_table
-from autopet.folders import whole_file
+from autopet.folders import remove_leftovers, whole_file
 from autopet.nnunet.plans import CONFIGURATION
 from autopet.nnunet.trainer import Trainer
 from autopet.nnunet.workspace import Workspace, worker_count
@@ -215,6 +215,7 @@ def train_network(
 ) -> Training:
     """Train to the last epoch, from the checkpoint where there is one; called with nnU-Net's environment set."""
     checkpoint = space.root / CHECKPOINT
+    remove_leftovers(space.root, CHECKPOINT)  # of a call that was killed while it wrote one: a gigabyte each
     total = settings.epochs * settings.iterations_per_epoch
     with space.log.open("a") as log, redirect_stdout(log), Meter(f"pretraining on {device}", total) as meter:
         torch.manual_seed(settings.seed)

@@ -21,12 +21,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from algorithms.lesiontracer.loss import LesionOrganLoss, stage_weights
 from algorithms.lesiontracer.model import Settings, adapt_plans, build_network, schedule
 from algorithms.lesiontracer.preprocessing import LESION, OrganPreprocessor, organ_files
+from autopet.checkpoint import refuse_other_content
 from autopet.cohort import Case, labelled
+from autopet.errors import AutopetError
 from autopet.folders import whole_file
 from autopet.misalignment import MisalignTransform
+from autopet.nnunet.folds import ALL, check_folds, write_folds
 from autopet.nnunet.model_folder import FoldResult, publish_folds
 from autopet.nnunet.plans import CHANNELS
-from autopet.nnunet.processes import processes, wait_for_all
+from autopet.nnunet.processes import processes, started, wait_for_all
 from autopet.nnunet.trainer import NOTES, Trainer, train_fold
 from autopet.nnunet.workspace import (
     Workspace,
@@ -133,6 +136,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         `cpu` or `cuda`.
     """
     cases = labelled(cases)
+    _check(cases, out, settings)
     with processes(device) as first:
         space = _prepared(cases, settings, work, first=first)
         with space.active(worker_count(settings.workers)):
@@ -143,6 +147,19 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     return out
 
 
+def _check(cases: Sequence[Case], out: Path, settings: Settings) -> None:
+    """Refuse now what would end the training after hours of preprocessing, or at its very end."""
+    refuse_other_content(out)
+    check_folds(settings.folds, cases)
+    misalignment(settings)
+    if settings.pretrained and not Path(settings.pretrained).exists():
+        raise AutopetError(f"no pretrained weights at {settings.pretrained}; give the path of a file or folder")
+    if 0 < settings.batch < started():
+        raise AutopetError(
+            f"a batch of {settings.batch} patches cannot be divided over {started()} processes; start fewer"
+        )
+
+
 def _prepared(cases: Sequence[Case], settings: Settings, work: Path, *, first: bool) -> Workspace:
     """The work folder with plans and preprocessed cases, made by the first process while the others wait."""
     space = Workspace(work)
@@ -151,9 +168,14 @@ def _prepared(cases: Sequence[Case], settings: Settings, work: Path, *, first: b
         space = claim_workspace(work, cases, settings)
         organs = organ_files(cases) if settings.organs else {}
         if settings.organs:
-            console.print(f"LesionTracer: organ labels for {len(organs)} of {len(cases)} cases", highlight=False)
+            advice = "" if organs else "; the organ head learns nothing, make labels with `autopet organs`"
+            console.print(
+                f"LesionTracer: organ labels for {len(organs)} of {len(cases)} cases{advice}", highlight=False
+            )
         with space.active(workers):
             write_dataset(space, cases)
+            if set(settings.folds) != {ALL}:
+                write_folds(space, cases)
             plan_and_preprocess(
                 space,
                 planner=nnUNetPlannerResEncL,

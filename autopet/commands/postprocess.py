@@ -34,20 +34,19 @@ def postprocess(
     off: Annotated[bool, typer.Option("--off", help="Turn every rule off.")] = False,
 ) -> None:
     """Show a model's post-processing, or change it; the weights stay as they are."""
-    from autopet.checkpoint import load_config, rewrite_config, settings_from_dict
-    from autopet.postprocessing import CONFIG_KEY, Rules
+    from autopet.checkpoint import load_config, rewrite_config
+    from autopet.postprocessing import CONFIG_KEY, rules_of
 
     if off and assign:
         raise AutopetError("give --off or --set, not both; a single rule is turned off with --set RULE=off")
 
     def change(config: dict) -> dict:
-        old = settings_from_dict(Rules, config.get(CONFIG_KEY, {}), str(model))
         rest = {key: value for key, value in config.items() if key != CONFIG_KEY}
-        active = {} if off else _assigned(old, assign or []).active
+        active = {} if off else _assigned(rules_of(config, str(model)), assign or []).active
         return {**rest, CONFIG_KEY: active} if active else rest
 
     config = rewrite_config(model, change) if off or assign else load_config(model)
-    rules = settings_from_dict(Rules, config.get(CONFIG_KEY, {}), str(model))
+    rules = rules_of(config, str(model))
     text = ", ".join(f"{rule} = {value}" for rule, value in rules.active.items())
     console.print(f"{model}: {text or 'no post-processing'}", highlight=False, markup=False)
 

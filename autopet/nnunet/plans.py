@@ -34,7 +34,7 @@ def set_stages(plans: dict[str, Any], features: Sequence[int], **per_stage: Sequ
         return
     configuration = plans["configurations"][CONFIGURATION]
     stages = len(features)
-    _check_patch(configuration["patch_size"], stages)
+    check_patch(configuration["patch_size"], stages)
     configuration["architecture"]["arch_kwargs"].update(
         n_stages=stages,
         features_per_stage=list(features),
@@ -44,7 +44,8 @@ def set_stages(plans: dict[str, Any], features: Sequence[int], **per_stage: Sequ
     )
 
 
-def _check_patch(patch: Sequence[int], stages: int) -> None:
+def check_patch(patch: Sequence[int], stages: int) -> None:
+    """Refuse patches that cannot be halved in every stage but the first."""
     step = 2 ** (stages - 1)
     if any(edge % step for edge in patch):
         raise AutopetError(

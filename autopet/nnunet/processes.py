@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from autopet.errors import AutopetError
 from autopet.progress import console
 
 WAIT = timedelta(days=2)  # the others wait while the first process preprocesses a large cohort
@@ -24,7 +25,7 @@ def processes(device: str) -> Iterator[bool]:
     bool
         Whether this is the first process, which alone preprocesses and publishes. True without `torchrun`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or distributed.is_initialized():
+    if started() < 2 or distributed.is_initialized():
         yield rank() == 0
         return
     if device == "cuda":
@@ -36,6 +37,23 @@ def processes(device: str) -> Iterator[bool]:
     finally:
         console.quiet = False
         distributed.destroy_process_group()
+
+
+def started() -> int:
+    """Number of processes that `torchrun` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def refuse_several(what: str) -> None:
+    """For trainings of one process: under `torchrun` every process would write to the same work folder.
+
+    Raises
+    ------
+    AutopetError
+        Several processes were started.
+    """
+    if started() > 1:
+        raise AutopetError(f"{what} runs in one process, on one GPU; start it without torchrun")
 
 
 def rank() -> int:

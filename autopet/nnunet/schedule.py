@@ -26,6 +26,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise AutopetError(f"optimizer {self.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}")
+        for name in ("epochs", "iterations_per_epoch", "validation_iterations", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise AutopetError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 <= self.foreground_share <= 1:
+            raise AutopetError(f"foreground_share: expected 0 to 1, found {self.foreground_share}")
 
     @classmethod
     def of(cls, settings: Any, **replaced: Any) -> Schedule:

@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from autopet.cohort import write_table
+from autopet.memory import keep_large_blocks
 from autopet.nnunet.model_folder import FoldResult
 from autopet.nnunet.plans import CONFIGURATION
 from autopet.nnunet.schedule import Schedule
@@ -134,8 +135,12 @@ class Trainer(nnUNetTrainer):
         """Whole or not at all, so that a kill in the middle leaves the previous one. The best epoch's is not kept:
         the last epoch is published, as in nnU-Net."""
         if self.local_rank == 0 and not filename.endswith("checkpoint_best.pth"):
-            super().save_checkpoint(filename + ".part")
-            os.replace(filename + ".part", filename)
+            part = Path(filename + ".part")
+            try:
+                super().save_checkpoint(str(part))
+                os.replace(part, filename)
+            finally:
+                part.unlink(missing_ok=True)  # a full disk is not kept full by half a checkpoint
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint. nnU-Net's own `load_checkpoint` unpickles whatever the file holds."""
@@ -190,6 +195,9 @@ def train_fold(
     ):
         np.random.seed(schedule.seed)
         torch.manual_seed(schedule.seed)
+        if device == "cpu":
+            keep_large_blocks()
+        torch.backends.cudnn.benchmark = device.startswith("cuda")  # as nnU-Net's command: all patches are of one size
         plans = {**plans, "continue_training": False}
         trainer = make(plans, CONFIGURATION, fold, dataset, torch.device(device))
         trainer.configure(schedule, meter)
@@ -224,7 +232,7 @@ class _Batches:
 def _in_workers(
     single: SingleThreadedAugmenter, workers: int, seed: int, *, pin_memory: bool
 ) -> MultiThreadedAugmenter:
-    seeds = [seed + worker for worker in range(workers)]
+    seeds = [(seed + worker) % 2**32 for worker in range(workers)]  # NumPy's seeds have 32 bits
     cached = max(1, 6 // workers)
     loader = _Batches(single.data_loader, seed)
     return MultiThreadedAugmenter(loader, None, workers, cached, seeds, pin_memory=pin_memory, wait_time=0.002)

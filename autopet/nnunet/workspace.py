@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from autopet.cohort import Case
-from autopet.errors import AutopetError
+from autopet.errors import AutopetError, one_line
 from autopet.nnunet.plans import CHANNELS, CONFIGURATION
 from autopet.organs import ROLE
 from autopet.progress import console
+from autopet.volume import Volume
+from autopet.work import claim_work, file_sizes
 
 DATASET = "Dataset001_PETCT"
 PLANS = "nnUNetPlans"  # one name for every planner: a work folder holds one method's plans
-RUN_TIME_ONLY = ("workers", "checkpoint_every")  # settings that may change when a training goes on
 VARIABLES = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
 
 
@@ -93,23 +95,14 @@ def claim_workspace(work: Path, cases: Sequence[Case], settings: Any) -> Workspa
     cases : sequence of Case
         Known by their names and the sizes of their files.
     settings : dataclass
-        The method's settings; those in `RUN_TIME_ONLY` may differ.
+        The method's settings; those in `autopet.work.RUN_TIME_ONLY` may differ.
 
     Raises
     ------
     AutopetError
         The folder holds something else.
     """
-    chosen = {key: value for key, value in asdict(settings).items() if key not in RUN_TIME_ONLY}
-    files = [(case.name, [path.stat().st_size for path in _files(case)]) for case in cases]
-    key = hashlib.sha256(repr((chosen, files)).encode()).hexdigest()
-    stamp = work / "recipe"
-    if work.exists() and (not stamp.is_file() or stamp.read_text() != key):
-        raise AutopetError(
-            f"{work} holds an unfinished training with other cases or settings; finish that, or delete the folder"
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(key)
+    claim_work(work, settings, [(case.name, file_sizes(_files(case))) for case in cases])
     return Workspace(work)
 
 
@@ -120,7 +113,16 @@ def _files(case: Case) -> list[Path]:
 
 
 def write_dataset(space: Workspace, cases: Sequence[Case]) -> None:
-    """dataset.json with the paths of the cohort's files: nothing is copied. Channel names choose the normalisation."""
+    """dataset.json with the paths of the cohort's files: nothing is copied. Channel names choose the normalisation.
+
+    Raises
+    ------
+    AutopetError
+        Images of two formats; a case whose images are not on one grid.
+    """
+    if not space.done("preprocess").is_file():
+        for case in cases:
+            _check_grid(case)
     space.raw.mkdir(parents=True, exist_ok=True)
     description = {
         "channel_names": dict(zip("01", CHANNELS, strict=True)),
@@ -129,11 +131,40 @@ def write_dataset(space: Workspace, cases: Sequence[Case]) -> None:
         "file_ending": _suffix(cases),
         "overwrite_image_reader_writer": "SimpleITKIO",
         "dataset": {
-            case.name: {"images": [str(case.ct.resolve()), str(case.suv.resolve())], "label": str(case.mask.resolve())}
+            case.name: {"images": [os.path.abspath(case.ct), os.path.abspath(case.suv)], "label": label_path(case)}
             for case in cases
         },
     }
     (space.raw / "dataset.json").write_text(json.dumps(description, indent=2))
+
+
+def label_path(case: Case) -> str:
+    """The lesion mask's path as nnU-Net gives it to a preprocessor, which tells the case by it.
+
+    Links are not followed: empty masks may be links to one file.
+    """
+    return os.path.abspath(case.mask)
+
+
+def _check_grid(case: Case) -> None:
+    """nnU-Net compares shapes at most: labels that lie elsewhere in the patient would train in silence."""
+    suv = _grid(case.suv)
+    for path in _files(case):
+        difference = suv.grid_difference(_grid(path))
+        if difference:
+            raise AutopetError(f"{path} is not on the grid of {case.suv.name}: {difference}; resample or make it anew")
+
+
+def _grid(path: Path) -> Volume:
+    """An image's grid from its header; the voxels are not read, there may be thousands of images."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise AutopetError(f"{path}: cannot be read ({one_line(error)[-200:]}); make it anew") from error
+    voxels = np.broadcast_to(np.uint8(0), reader.GetSize()[::-1])
+    return Volume(voxels, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
 def _suffix(cases: Sequence[Case]) -> str:

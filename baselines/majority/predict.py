@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +21,7 @@ from autopet.checkpoint import load_config, read_config, settings_from_dict
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError, one_line
 from autopet.methods import find_method
-from autopet.postprocessing import CONFIG_KEY, Rules, apply_rules
+from autopet.postprocessing import Rules, apply_rules, rules_of
 from autopet.sockets import CT, DATA_CENTRIC, LESIONS, PET, Inputs
 from autopet.volume import Volume
 from baselines.majority.model import MEMBERS, NAME, Settings, vote, votes_needed
@@ -25,6 +29,7 @@ from baselines.majority.model import MEMBERS, NAME, Settings, vote, votes_needed
 INPUTS = (PET, CT)
 OUTPUTS = (LESIONS, DATA_CENTRIC)
 RESERVED = 0.05  # of the time limit: for the vote itself and for writing its mask
+LEAST_RESERVED_S = 2.0  # more than the container keeps for itself, or it would give up a vote that is nearly there
 logger = logging.getLogger("autopet")
 
 
@@ -56,6 +61,8 @@ def load(model_dir: Path, device: str) -> Model:
         The folder is no whole vote, or this image lacks the code of a member's method.
     """
     config = read_config(model_dir, method=NAME)
+    if lost := sorted({"settings", "members"} - set(config)):
+        raise AutopetError(f"{model_dir}/config.json lacks {', '.join(lost)}; gather the members again")
     settings = settings_from_dict(Settings, config["settings"], str(model_dir))
     members, lacking = [], []
     for entry in config["members"]:
@@ -72,19 +79,20 @@ def load(model_dir: Path, device: str) -> Model:
 
 
 def _member(folder: Path, entry: dict[str, Any]) -> Member:
-    rules = settings_from_dict(Rules, load_config(folder).get(CONFIG_KEY, {}), str(folder))
+    rules = rules_of(load_config(folder), str(folder))
     return Member(entry["name"], find_method(entry["method"]).module("predict"), folder, rules)
 
 
 def predict(model: Model, inputs: Inputs, deadline: Deadline) -> dict:
     """The vote of the members' masks; one that fails or finds no time is left out, and the journal says so.
 
-    A member's time limit is what remains, divided by the members that remain; its own post-processing is applied.
+    A member's time limit is what remains, divided by the members that remain; its own post-processing is applied. One
+    that is not ready when nothing remains is not waited for: the votes that are in count.
     """
     ballots: list[np.ndarray] = []
     records = []
     for index, member in enumerate(model.members):
-        share_s = (deadline.remaining_s - _reserved_s(deadline)) / (len(model.members) - index)
+        share_s = _left_s(deadline) / (len(model.members) - index)
         started = time.monotonic()
         mask, record = _ballot(member, inputs, deadline, share_s=share_s, device=model.device)
         spent_s = round(time.monotonic() - started, 3)
@@ -102,8 +110,10 @@ def predict(model: Model, inputs: Inputs, deadline: Deadline) -> dict:
     return {LESIONS.slug: inputs[PET.slug].with_array(elected), DATA_CENTRIC.slug: False}
 
 
-def _reserved_s(deadline: Deadline) -> float:
-    return RESERVED * deadline.limit_s if deadline.limited else 0.0
+def _left_s(deadline: Deadline) -> float:
+    """Seconds that the members still have."""
+    reserved_s = max(RESERVED * deadline.limit_s, LEAST_RESERVED_S) if deadline.limited else 0.0
+    return deadline.remaining_s - reserved_s
 
 
 def _ballot(
@@ -115,14 +125,13 @@ def _ballot(
     own = Deadline(share_s, clock=deadline.clock)
     try:
         with deadline.journal.stage(f"member {member.name}"):
-            mask = _run(member, inputs, own, device)
-            cleaned, removed = apply_rules(mask, member.rules, suv=inputs[PET.slug], ct=inputs[CT.slug])
+            mask, removed = _in_time(_run, member, inputs, own, device, left_s=_left_s(deadline))
     except Exception as error:  # whatever stops one member, the others vote
         return _lost(member, deadline, one_line(error) if isinstance(error, AutopetError) else repr(error))
     finally:
         _free(device)
     deadline.journal.dropped.extend(f"{member.name}: {what}" for what in own.journal.dropped)
-    ballot = cleaned.array != 0
+    ballot = mask.array != 0
     stages = {name: round(seconds, 3) for name, seconds in own.journal.stages.items()}
     record = {"stages": stages, "notes": own.journal.notes, "removed": list(removed)}
     return ballot, record | {"lesion_voxels": int(ballot.sum())}
@@ -133,8 +142,29 @@ def _lost(member: Member, deadline: Deadline, reason: str) -> tuple[None, dict[s
     return None, {"lost": reason}
 
 
-def _run(member: Member, inputs: Inputs, deadline: Deadline, device: str) -> Volume:
-    """Load a member and let it predict; an error unless the result is a mask on the input's grid."""
+def _in_time(work: Callable[..., Any], *arguments: Any, left_s: float) -> Any:
+    """What `work` returns or raises; an error when it is not ready in time.
+
+    Work that is given up goes on in its thread: nothing can stop it, and nothing waits for it.
+    """
+    if not math.isfinite(left_s):
+        return work(*arguments)
+    answer: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work(*arguments))
+        except BaseException as error:  # raised again where the answer is asked for
+            answer.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    if not wait([answer], left_s).done:
+        raise AutopetError(f"not ready after {left_s:.1f} s, and no time is left to wait for it")
+    return answer.result()
+
+
+def _run(member: Member, inputs: Inputs, deadline: Deadline, device: str) -> tuple[Volume, tuple[str, ...]]:
+    """A member's mask, cleaned by its own rules, and what they removed; an error unless it is one on the input grid."""
     loaded = member.predict.load(member.folder, device)
     mask: Volume = member.predict.predict(loaded, inputs, deadline)[LESIONS.slug]
     difference = inputs[PET.slug].grid_difference(mask)
@@ -142,7 +172,7 @@ def _run(member: Member, inputs: Inputs, deadline: Deadline, device: str) -> Vol
         raise AutopetError(f"its mask is not on the input grid: {difference}")
     if mask.array.dtype not in (np.uint8, bool) or (mask.array > 1).any():
         raise AutopetError(f"expected a mask of 0 and 1 (uint8), found {mask.array.dtype}")
-    return mask
+    return apply_rules(mask, member.rules, suv=inputs[PET.slug], ct=inputs[CT.slug])
 
 
 def _free(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +50,8 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     Raises
     ------
     AutopetError
-        No model to gather, two of one name, one that is damaged or cannot vote, or more votes asked for than members.
+        No model to gather, two of one name, the same model twice, one that is damaged or cannot vote, or more votes
+        asked for than members.
     """
     members = gather(settings, out)
     if settings.votes > len(members):
@@ -82,17 +84,34 @@ def gather(settings: Settings, out: Path) -> list[Member]:
             )
     for member in members:
         verify_sums(member.folder)
+    members = _each_once(members, refuse=bool(settings.members))
     return sorted(members, key=lambda member: (member.size_bytes, member.name))
 
 
+def _each_once(members: Sequence[Member], *, refuse: bool) -> list[Member]:
+    """Without links to, and copies of, a model that votes already: two votes of one model could outvote the others."""
+    first: dict[str, Member] = {}
+    for member in members:
+        known = first.setdefault(sha256(member.folder / SUMS), member)
+        if known is member:
+            continue
+        if refuse:
+            raise AutopetError(f"{known.name} and {member.name} are the same model; a model has one vote, name it once")
+        text = f"{member.name} does not vote: it is the same model as {known.name}"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    return list(first.values())
+
+
 def _named(settings: Settings) -> list[Member]:
-    return [_member(Path(folder).resolve()) for folder in settings.members]
+    # not resolved: a link's name is the member's, as it is for folders beside the vote
+    return [_member(Path(os.path.abspath(folder))) for folder in settings.members]
 
 
 def _beside(out: Path) -> list[Member]:
     """Every model folder beside `out`; one that cannot vote is left out, and the reason is shown."""
     found = []
-    for folder in sorted(out.parent.iterdir()) if out.parent.is_dir() else []:
+    beside = out.parent.iterdir() if out.parent.is_dir() else ()
+    for folder in sorted(beside, key=lambda path: (path.is_symlink(), path.name)):  # a link is the one left out
         if folder == out or folder.name.startswith(".") or not (folder / CONFIG).is_file():
             continue
         try:

@@ -42,7 +42,7 @@ class Settings:
     seed: int = 0  # of the first weights and of the patches
 
     def __post_init__(self) -> None:
-        Schedule.of(self)  # checks the optimizer
+        Schedule.of(self)  # checks what the two have in common
 
 
 PRESETS = {

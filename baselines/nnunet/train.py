@@ -10,8 +10,11 @@ from pathlib import Path
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
+from autopet.checkpoint import refuse_other_content
 from autopet.cohort import Case, labelled
+from autopet.nnunet.folds import ALL, check_folds, write_folds
 from autopet.nnunet.model_folder import publish_folds
+from autopet.nnunet.processes import refuse_several
 from autopet.nnunet.schedule import Schedule
 from autopet.nnunet.trainer import Trainer, train_fold
 from autopet.nnunet.workspace import claim_workspace, plan_and_preprocess, worker_count, write_dataset
@@ -34,12 +37,17 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     device : str
         `cpu` or `cuda`.
     """
+    refuse_several("the nnU-Net baseline")
+    refuse_other_content(out)
     cases = labelled(cases)
+    check_folds(settings.folds, cases)
     space = claim_workspace(work, cases, settings)
     workers = worker_count(settings.workers)
     schedule = Schedule.of(settings)
     with space.active(workers):
         write_dataset(space, cases)
+        if set(settings.folds) != {ALL}:
+            write_folds(space, cases)
         plan_and_preprocess(
             space,
             planner=ExperimentPlanner,

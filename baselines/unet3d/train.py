@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -21,11 +20,12 @@ from autopet.cohort import Case, labelled, write_table
 from autopet.errors import AutopetError
 from autopet.folders import whole_file
 from autopet.images import read_grid
+from autopet.memory import keep_large_blocks
 from autopet.progress import Meter
+from autopet.work import claim_work, file_sizes
 from baselines.unet3d.model import CHANNELS, METHOD, Settings, build_network, lesion_probability, save_weights
 from baselines.unet3d.patches import Patches, cache_cases, plain_tensors
 
-RUN_TIME_ONLY = ("workers", "checkpoint_every")  # settings that may change when a training goes on
 METRICS = "metrics.csv"
 COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice", "seconds")
 CHECKPOINT = "checkpoint.pth"
@@ -80,22 +80,13 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
 
 
 def _claim(work: Path, cases: Sequence[Case], settings: Settings) -> None:
-    """Take the work folder for exactly these cases and settings; another's unfinished training is never thrown away."""
-    chosen = {key: value for key, value in asdict(settings).items() if key not in RUN_TIME_ONLY}
-    files = [(case.name, [path.stat().st_size for path in (case.ct, case.suv, case.mask)]) for case in cases]
-    key = hashlib.sha256(repr((chosen, files)).encode()).hexdigest()
-    stamp = work / "recipe"
-    if work.exists() and (not stamp.is_file() or stamp.read_text() != key):
-        raise AutopetError(
-            f"{work} holds an unfinished training with other cases or settings; finish that, or delete the folder"
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(key)
+    """Take the work folder for exactly these cases, known by their names and the sizes of their files."""
+    claim_work(work, settings, [(case.name, file_sizes((case.ct, case.suv, case.mask))) for case in cases])
 
 
 def median_spacing_mm(cases: Sequence[Case]) -> tuple[float, ...]:
-    """Median voxel spacing x, y, z of the cases, axis by axis."""
-    spacings = [read_grid(case.suv).spacing_mm for case in cases]
+    """Median voxel spacing of the cases along the patient's axes x, y, z, which are those of the working grid."""
+    spacings = [np.linalg.norm(read_grid(case.suv).affine[:3, :3], axis=1) for case in cases]
     return tuple(round(float(value), 4) for value in np.median(spacings, axis=0))
 
 
@@ -136,6 +127,8 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.settings.seed)
+        if self.device == "cpu":
+            keep_large_blocks()
         self.network = build_network(self.settings).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), self.settings.learning_rate)
         self.loss = build_loss(self.settings)
