@@ -25,10 +25,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autopet import __version__
-from autopet.checkpoint import CONFIG, settings_from_dict
+from autopet.checkpoint import CONFIG, load_config, settings_from_dict
 from autopet.deadline import Deadline, process_started_s
 from autopet.errors import AutopetError, one_line
 from autopet.folders import whole_file
@@ -44,6 +44,7 @@ BAKED_MODEL = Path("/opt/algorithm/model")  # weights that are part of the image
 RUN = "run.json"
 LAST_MARGIN_S, LAST_MARGIN_SHARE = 1.0, 0.005  # of the limit; kept to write empty masks where a method is not ready
 logger = logging.getLogger("autopet")
+T = TypeVar("T")
 
 
 @dataclass
@@ -64,9 +65,11 @@ class Runner:
 
     def load(self, deadline: Deadline | None = None) -> None:
         """Load the weights; with a deadline their time is part of the case's."""
-        with (deadline or Deadline()).journal.stage("load"):
-            self.model = self.predict.load(self.model_dir, self.device)
-        self.loaded = True
+        self.model, self.loaded = self._load(deadline or Deadline()), True
+
+    def _load(self, deadline: Deadline) -> Any:
+        with deadline.journal.stage("load"):
+            return self.predict.load(self.model_dir, self.device)
 
     def run(self, deadline: Deadline | None = None) -> None:
         """One case: read, predict, clean up the masks, write; its time starts now when no deadline is given."""
@@ -81,7 +84,7 @@ class Runner:
         with journal.stage("predict"):
             outputs = self._predict(inputs, deadline)
         if rules:
-            outputs = self._postprocess(outputs, inputs, rules, deadline)
+            outputs = self._clean(outputs, inputs, rules, deadline)
         with journal.stage("write"):
             written = write_outputs(self.output_dir, self.predict.OUTPUTS, outputs, inputs)
         for path in written:
@@ -89,26 +92,33 @@ class Runner:
         self._write_record(deadline, inputs.warnings)
 
     def _predict(self, inputs: Inputs, deadline: Deadline) -> Mapping[str, Any]:
-        """What the method returns; empty masks if it is not ready just before the deadline.
+        """What the method returns, loaded first if need be; empty masks if it is not ready just before the deadline.
 
-        Methods watch the clock themselves. This is for what they cannot interrupt (preprocessing that takes longer than
-        the limit, a hanging library), so that there is a mask in time whatever happens.
+        Methods watch the clock themselves. This is for what they cannot interrupt (weights on a slow disk,
+        preprocessing that takes longer than the limit, a hanging library), so that there is a mask in time whatever
+        happens.
         """
-        if not self.loaded:
-            self.load(deadline)
-        if not deadline.limited:
-            return self.predict.predict(self.model, inputs, deadline)
-        own = deadline.fork()
-        answer: Future[Mapping[str, Any]] = Future()
-        Thread(target=_answer, args=(answer, self.predict.predict, self.model, inputs, own), daemon=True).start()
-        left_s = deadline.remaining_s - LAST_MARGIN_S - LAST_MARGIN_SHARE * deadline.limit_s
-        wait([answer], max(left_s, 0.0))
-        deadline.journal.join(own.journal)
-        if answer.done():
-            return answer.result()
-        self.loaded = False  # the thread goes on using the model
+        known, loaded = self.model, self.loaded
+
+        def work(own: Deadline) -> tuple[Any, Mapping[str, Any]]:
+            model = known if loaded else self._load(own)
+            return model, self.predict.predict(model, inputs, own)
+
+        done = _in_time(work, deadline)
+        if done is not None:
+            (self.model, outputs), self.loaded = done, True
+            return outputs
+        self.model, self.loaded = None, False  # the thread goes on using the model
         deadline.journal.drop(f"the whole prediction: not ready after {deadline.elapsed_s:.1f} s, empty masks instead")
         return fallback_outputs(self.predict.OUTPUTS, inputs)
+
+    def _clean(self, outputs: Mapping[str, Any], inputs: Inputs, rules: Rules, deadline: Deadline) -> Mapping[str, Any]:
+        """The outputs after post-processing; as the method returned them if that is not ready in time."""
+        cleaned = _in_time(lambda own: self._postprocess(outputs, inputs, rules, own), deadline)
+        if cleaned is not None:
+            return cleaned
+        deadline.journal.drop(f"post-processing: not ready after {deadline.elapsed_s:.1f} s, the masks as predicted")
+        return outputs
 
     def _postprocess(
         self, outputs: Mapping[str, Any], inputs: Inputs, rules: Rules, deadline: Deadline
@@ -148,6 +158,19 @@ class Runner:
             logger.warning("warning: %s was not written: %s", self.output_dir / RUN, error)
 
 
+def _in_time(work: Callable[[Deadline], T], deadline: Deadline) -> T | None:
+    """What `work` returns; None when it is not ready just before the deadline (its thread goes on, unheard)."""
+    if not deadline.limited:
+        return work(deadline)
+    own = deadline.fork()
+    answer: Future[T] = Future()
+    Thread(target=_answer, args=(answer, work, own), daemon=True).start()
+    left_s = deadline.remaining_s - LAST_MARGIN_S - LAST_MARGIN_SHARE * deadline.limit_s
+    done, _ = wait([answer], max(left_s, 0.0))
+    deadline.journal.join(own.journal)
+    return answer.result() if done else None
+
+
 def _answer(answer: Future, work: Callable[..., Any], *arguments: Any) -> None:
     """Run `work` and keep what it returns or raises."""
     try:
@@ -159,7 +182,7 @@ def _answer(answer: Future, work: Callable[..., Any], *arguments: Any) -> None:
 def postprocessing_rules(model_dir: Path) -> Rules | None:
     """What the model folder's config.json wants done to every mask; None when it names no rule."""
     config = model_dir / CONFIG
-    values = json.loads(config.read_text()).get("postprocessing") if config.is_file() else None
+    values = load_config(model_dir).get("postprocessing") if config.is_file() else None
     if not values:
         return None
     from autopet.postprocessing import Rules
@@ -271,7 +294,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=None, help=f"default: {UPLOADED_MODEL}, else {BAKED_MODEL}")
     parser.add_argument("--device", default=env("AUTOPET_DEVICE", "auto"), help="auto, cpu or cuda")
     parser.add_argument(
-        "--time-limit", type=float, default=float(env("AUTOPET_TIME_LIMIT_S", "inf")), help="seconds per case"
+        "--time-limit", type=float, default=env("AUTOPET_TIME_LIMIT_S") or "inf", help="seconds per case"
     )
     parser.add_argument("--port", type=int, default=PORT, help="port of the invoke server")
     return parser.parse_args(argv)
@@ -281,7 +304,6 @@ def run_once(runner: Runner, started_s: float) -> None:
     """`exec`: one case, whose time started with the process."""
     deadline = Deadline(runner.time_limit_s, started_s=started_s)
     deadline.journal.add("start", deadline.elapsed_s)
-    runner.load(deadline)
     runner.run(deadline)
 
 

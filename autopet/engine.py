@@ -162,8 +162,11 @@ def run_container(
             raise AutopetError(f"image {image}: label {API_LABEL} is {api!r}, expected exec or invoke")
         box.start()
         try:
-            with _watched(box, limits):
-                (_await_exit if api == "exec" else _invoke)(box)
+            if api == "exec":
+                with _watched(box, limits):
+                    _await_exit(box)
+            else:
+                _invoke(box, limits)
         finally:
             log = box.logs(stdout=False, tail=200).decode(errors="replace")
         _copy_out(box, partial, limits.output_bytes)
@@ -338,8 +341,11 @@ def _await_exit(box: Container) -> None:
         )
 
 
-def _invoke(box: Container) -> None:
-    """Wait for /health, post /invoke; asked from inside the container, which has no network."""
+def _invoke(box: Container, limits: Limits) -> None:
+    """Wait for /health, post /invoke; asked from inside the container, which has no network.
+
+    The case's time starts with the request, as the container counts it; loading the model has a limit of its own.
+    """
     started = time.monotonic()
     while not _ask(box, "GET", "health", 10.0, expected=200):
         box.reload()
@@ -349,11 +355,12 @@ def _invoke(box: Container) -> None:
         if time.monotonic() - started > HEALTH_LIMIT_S:
             raise _CaseFailedError(f"/health was not 200 within {HEALTH_LIMIT_S:g} s", log)
         time.sleep(0.5)
-    done = _ask(box, "POST", "invoke", LONGEST_CASE_S, expected=201)
-    log = box.logs(stdout=False, tail=50).decode(errors="replace")
+    with _watched(box, limits):
+        done = _ask(box, "POST", "invoke", LONGEST_CASE_S, expected=201)
+        log = box.logs(stdout=False, tail=50).decode(errors="replace")
+        if not done:
+            raise _CaseFailedError(_last_line(log) or "/invoke did not answer 201", log)
     box.stop(timeout=2)
-    if not done:
-        raise _CaseFailedError(_last_line(log) or "/invoke did not answer 201", log)
 
 
 def _ask(box: Container, verb: str, path: str, timeout_s: float, *, expected: int) -> bool:

@@ -29,6 +29,7 @@ DAMAGE = (
     NotImplementedError,  # a compression that this Python lacks
     RuntimeError,  # a password
 )
+IMPOSSIBLE = (FileExistsError, IsADirectoryError, NotADirectoryError)  # a file and a folder of the same name
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> Path:
                 with _open(opened, member) as source:
                     _copy(source, folder / PurePosixPath(member.name), member.size_bytes)
             _read_to_the_end(opened)
-    except DAMAGE as error:
+    except (*DAMAGE, *IMPOSSIBLE) as error:
         raise AutopetError(
             f"{archive}: damaged, encrypted or no archive ({one_line(error)}); delete it and download it again"
         ) from error

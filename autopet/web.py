@@ -65,7 +65,13 @@ def fetch_json(url: str, *, ca_bundle: Path | None = None, patience: Patience | 
     def attempt() -> dict[str, Any]:
         with open_url(opener(ca_bundle), url, headers(), patience=patience) as answer:
             try:
-                found = json.loads(answer.read(MAX_JSON_BYTES))
+                content = answer.read(MAX_JSON_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                raise TryAgainError(f"the connection broke ({one_line(error)})") from error
+            if answer.length and len(content) < MAX_JSON_BYTES:  # announced, but it never came
+                raise TryAgainError(f"the connection broke after {len(content)} bytes")
+            try:
+                found = json.loads(content)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise AutopetError(f"{url}: expected JSON, found something else (a login page?); {error}") from error
         if not isinstance(found, dict):

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from autopet.checkpoint import CONFIG, SUMS, publish_model, refuse_other_content, sha256
+from autopet.checkpoint import CONFIG, SUMS, link_or_copy, publish_model, refuse_other_content, sha256
 from autopet.download import Remote, download
 from autopet.errors import AutopetError
 from autopet.folders import sole_writer
@@ -29,6 +29,7 @@ ZENODO = "https://zenodo.org"
 MODEL, PRETRAINING, FILES = "model", "pretraining", "files"
 USES = {MODEL: "runs as a model folder", PRETRAINING: "starts a training (--pretrained)", FILES: "kept as it came"}
 LFS = "put together from repository, commit and path; the Git LFS pointer there states the SHA-256 and the size"
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 ROKUSS = "Rokuss et al., arXiv 2409.09478"
 
 
@@ -191,6 +192,8 @@ def _gather(
         path = Path(source).expanduser().resolve()
         if not path.exists():
             raise AutopetError(f"--from {source}: no such file or folder; {_by_hand(entry)}")
+        if entry.use == FILES and work.is_relative_to(path):  # it would be copied into itself without end
+            raise AutopetError(f"--from {source}: holds --out, too; choose a model folder outside of it")
         origin["url"] = path.name  # the folders above it are the user's business
     else:
         path = _load(entry, work, source, ca_bundle, patience)
@@ -201,6 +204,8 @@ def _gather(
     if entry.sha256 and origin["sha256"] != entry.sha256:
         raise AutopetError(f"{path}: expected SHA-256 {entry.sha256}, found {origin['sha256']}; {_by_hand(entry)}")
     if not is_archive(path):
+        if path.name.lower().endswith(ARCHIVES):
+            raise AutopetError(f"{path}: no whole archive, its end may be missing; delete it and load it again")
         return path, origin
     shutil.rmtree(work / "unpacked", ignore_errors=True)
     return unpack(path, work / "unpacked"), origin
@@ -286,7 +291,7 @@ def _files(_entry: Released, _: Method | None, found: Path, origin: dict[str, An
 
     def fill(partial: Path) -> dict[str, Any]:
         ours = found.is_relative_to(partial.parent)  # unpacked or loaded by us, not the user's own copy
-        copy = _link_or_copy if ours else shutil.copy2
+        copy = link_or_copy if ours else shutil.copy2
         if found.is_dir():
             shutil.copytree(found, partial / FILES, copy_function=copy)
         else:
@@ -299,16 +304,11 @@ def _files(_entry: Released, _: Method | None, found: Path, origin: dict[str, An
 
 def _folder_of(found: Path) -> Path:
     """The result folder of a checkpoint that was named itself."""
-    return found if found.is_dir() else found.parent.parent
-
-
-def _link_or_copy(source: str | Path, target: str | Path) -> str:
-    """A hard link where the file system has them: gigabytes need not be there twice."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return str(target)
+    if found.is_dir():
+        return found
+    if not found.parent.name.startswith("fold_"):  # what lies two folders above it is anybody's
+        raise AutopetError(f"{found}: expected an archive, a folder, or a checkpoint in fold_<k> beside plans.json")
+    return found.parent.parent
 
 
 def _moved(made: Path) -> Filling:

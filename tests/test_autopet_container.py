@@ -311,6 +311,69 @@ def test_a_method_that_is_not_ready_leaves_empty_masks_in_time(runner: Runner, i
     assert read_image(find_images(tmp_path / "out" / OUTPUT)[0]).array.any()
 
 
+def test_weights_that_are_not_loaded_in_time_leave_empty_masks(runner: Runner, tmp_path: Path):
+    release, loaded = threading.Event(), []
+
+    def slow(model_dir, device):
+        release.wait(60)
+        loaded.append(threshold.load(model_dir, device))
+        return loaded[-1]
+
+    runner.predict.load = slow
+    runner.time_limit_s = 3.0
+    started = time.monotonic()
+    container.run_once(runner, started_s=started)
+    assert time.monotonic() - started < 3.0
+    assert not read_image(find_images(tmp_path / "out" / OUTPUT)[0]).array.any()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["dropped"][0].startswith("the whole prediction: not ready after")
+    release.set()
+    runner.time_limit_s = 60.0
+    runner.run()  # what the given-up thread loads is its own
+    assert read_image(find_images(tmp_path / "out" / OUTPUT)[0]).array.any()
+    assert runner.model is loaded[1]
+
+
+def test_post_processing_that_is_not_ready_leaves_the_masks_as_predicted(
+    runner: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from autopet import postprocessing
+
+    container.run_once(runner, started_s=time.monotonic())
+    before = read_image(find_images(tmp_path / "out" / OUTPUT)[0]).array
+    runner.model_dir = shutil.copytree(model, tmp_path / "cleaned")
+    config = json.loads((model / "config.json").read_text())
+    (runner.model_dir / "config.json").write_text(json.dumps(config | {"postprocessing": {"min_component_voxels": 9}}))
+    release = threading.Event()
+    monkeypatch.setattr(postprocessing, "apply_rules", lambda *_, **__: release.wait(60))
+    runner.time_limit_s = 3.0
+    started = time.monotonic()
+    runner.run()
+    assert time.monotonic() - started < 3.0
+    release.set()
+    np.testing.assert_array_equal(read_image(find_images(tmp_path / "out" / OUTPUT)[0]).array, before)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["dropped"][-1].startswith("post-processing: not ready after")
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[]", "expected a JSON object")])
+def test_a_config_that_is_no_object_is_a_clear_error(runner: Runner, tmp_path: Path, text: str, words: str):
+    (tmp_path / "config.json").write_text(text)
+    runner.model_dir = tmp_path
+    with pytest.raises(AutopetError, match=rf"config\.json: {words}"):
+        runner.run()
+
+
+def test_the_time_limit_of_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    for text, expected in (("", math.inf), ("300", 300.0)):
+        monkeypatch.setenv("AUTOPET_TIME_LIMIT_S", text)
+        assert container._arguments([]).time_limit == expected
+    monkeypatch.setenv("AUTOPET_TIME_LIMIT_S", "5 min")
+    with pytest.raises(SystemExit):
+        container._arguments([])
+    assert "--time-limit: invalid float value: '5 min'" in capsys.readouterr().err
+
+
 def test_an_error_of_the_method_is_raised_with_a_limit_too(runner: Runner, tmp_path: Path):
     def fail(model, inputs, deadline):
         raise AutopetError("the weights do not fit the plans")

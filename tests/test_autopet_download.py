@@ -274,3 +274,12 @@ def test_json_of_a_server(server: FileServer):
     server.record = []  # type: ignore[assignment]
     with pytest.raises(AutopetError, match="expected a JSON object, found list"):
         fetch_json(f"{server.url}/api/records/7", patience=QUICK)
+
+
+def test_json_that_breaks_off_is_asked_for_again(server: FileServer):
+    server.record = {"files": ["a" * 100]}
+    server.faults = Faults(breaks=[0, 20])
+    assert fetch_json(f"{server.url}/api/records/7", patience=QUICK) == server.record
+    server.faults = Faults(breaks=[20] * 9)
+    with pytest.raises(AutopetError, match="the connection broke after 20 bytes, given up after 3 tries"):
+        fetch_json(f"{server.url}/api/records/7", patience=QUICK)

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,3 +163,36 @@ def test_outputs_cannot_climb_out(tmp_path: Path):
     with pytest.raises(engine._CaseFailedError, match="outside"):
         engine._copy_out(box, tmp_path / "deep", 10**6)  # type: ignore[arg-type]
     assert not (tmp_path / "climbed").exists()
+
+
+class FakeServer:
+    """A running invoke container: healthy `start_s` after its start, its answer `case_s` after the request."""
+
+    status = "running"
+
+    def __init__(self, start_s: float, case_s: float) -> None:
+        self.case_s, self.healthy_s = case_s, time.monotonic() + start_s
+        self.killed = threading.Event()
+
+    def exec_run(self, command: list) -> SimpleNamespace:
+        if "POST" in command:
+            return SimpleNamespace(exit_code=int(self.killed.wait(self.case_s)), output=b"201")
+        return SimpleNamespace(exit_code=int(time.monotonic() < self.healthy_s), output=b"200")
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    def logs(self, **_) -> bytes:
+        return b""
+
+    def reload(self) -> None:
+        pass
+
+    def stop(self, timeout: int) -> None:
+        pass
+
+
+def test_the_time_of_an_invoke_container_starts_with_the_request():
+    engine._invoke(FakeServer(start_s=0.7, case_s=0.1), Limits(time_limit_s=0.5))  # type: ignore[arg-type]
+    with pytest.raises(engine._CaseFailedError, match="stopped after the time limit of 0.3 s"):
+        engine._invoke(FakeServer(start_s=0.0, case_s=30.0), Limits(time_limit_s=0.3))  # type: ignore[arg-type]

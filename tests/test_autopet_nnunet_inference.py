@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -74,6 +76,7 @@ def nnunets(plans: dict, folds: list, images: dict[str, Volume], *, step: float,
 
 # --- equality with nnU-Net -------------------------------------------------------------------------------------------
 
+MANY_TILES, FEW_TILES = (22, 30, 27), (17, 21, 20)  # voxels; at the networks' usual spacing 18 and 4 tiles of 16x16x16
 CASES = {
     "one fold": ({}, 1, ()),
     "folds, mirrored": ({}, 2, (0, 1, 2)),
@@ -88,7 +91,7 @@ CASES = {
 def test_probabilities_and_mask_equal_nnunets(name: str):
     grid, count, axes = CASES[name]
     plans = maker.make_plans(**grid)
-    folds, images = maker.make_folds(plans, count), maker.make_images()
+    folds, images = maker.make_folds(plans, count), maker.make_images(FEW_TILES if count > 1 else MANY_TILES)
     mask, probabilities = nnunets(plans, folds, images, step=0.6, axes=axes)
     model = ours(plans, folds, Policy(tile_step=0.6, mirror_axes=axes))
     found = model.probabilities(images, Deadline())
@@ -100,10 +103,10 @@ def test_probabilities_and_mask_equal_nnunets(name: str):
 
 def test_a_limit_that_is_long_enough_changes_nothing():
     plans = maker.make_plans()
-    folds, images = maker.make_folds(plans, 2), maker.make_images()
-    _, probabilities = nnunets(plans, folds, images, step=0.5, axes=(0, 1))
+    folds, images = maker.make_folds(plans, 5), maker.make_images(FEW_TILES)
+    _, probabilities = nnunets(plans, folds, images, step=0.5, axes=(0,))
     deadline = Deadline(3600.0)
-    found = ours(plans, folds, Policy(mirror_axes=(0, 1))).probabilities(images, deadline)
+    found = ours(plans, folds, Policy(mirror_axes=(0,))).probabilities(images, deadline)
     assert np.abs(found - probabilities).max() < 1e-4
     assert deadline.journal.dropped == []
 
@@ -313,6 +316,49 @@ def test_tiles_that_become_slow_take_larger_steps_in_the_middle():
     assert (logits[1] > logits[0]).all()
 
 
+def test_a_slow_first_tile_costs_neither_overlap_nor_mirroring():
+    # as on a GPU, where the first tile loads libraries: 19 tiles at step 0.1, 10 s for the first, 1 s for each other
+    folds, _, deadline = scene([lambda done: 1.0 if done else 10.0, 1.0], limit_s=180.0, step=0.1)
+    folds.run()
+    assert (folds.passes[0]["tile_step"], folds.passes[0]["tiles"]) == (0.1, 19)
+    # a pass takes 19 s; 160 - 28 = 132 s are left: 19 * 2**2 * 1.2 = 91.2 fits, which 28 * 2**2 * 1.2 would not
+    assert planned(folds) == [(0, ()), (1, (0, 1))]
+    assert [line.split(":")[0] for line in deadline.journal.dropped] == ["mirroring of fold 1 along axes 2"]
+
+
+@pytest.mark.parametrize("limit_s", [300.0, float("inf")])
+def test_a_fold_that_gives_no_numbers_is_left_out(limit_s: float):
+    folds, network, deadline = scene([1.0, 1.0, 1.0], limit_s=limit_s)
+    network.register_forward_hook(lambda module, _, found: found * (float("nan") if int(module.fold) == 1 else 1.0))
+    logits = folds.run()
+    assert sorted(folds.logits) == [0, 2]
+    assert deadline.journal.dropped == [
+        "fold 1: RuntimeError: a logit is not a number; the weights of this fold are not sound"
+    ]
+    assert (logits[1] > logits[0]).all()
+
+
+def test_a_failed_fold_lets_go_of_its_memory():
+    for error, on_device in ((ValueError("no"), False), (torch.OutOfMemoryError("no"), True)):
+        folds, network, _ = scene([1.0, 1.0], limit_s=300.0)
+        folds.predictor.perform_everything_on_device = on_device  # so that a fold without memory is tried again
+        tiles, fail = [], [error]
+
+        def forget(module, inputs, tiles=tiles, fail=fail):
+            tiles.append(weakref.ref(inputs[0]))
+            if fail:
+                raise fail.pop()
+
+        network.register_forward_pre_hook(forget)
+        gc.disable()
+        try:
+            folds.run()
+            assert tiles[0]() is None
+        finally:
+            gc.enable()
+        assert len(folds.journal.dropped) == 1
+
+
 def test_time_that_is_over_before_the_first_tile_gives_background():
     folds, network, deadline = scene([1.0, 1.0], limit_s=100.0)
     folds.budget.deadline.clock.now = 90.0
@@ -357,7 +403,40 @@ def test_most_axes_and_reserve():
     deadline.journal.add("read", 2.0)
     deadline.journal.add("preprocess", 8.0)
     assert reserve_s(deadline) == pytest.approx(MARGIN_S + 3.0 + SLACK * 10.0)
+    assert reserve_s(deadline, 30.0) == pytest.approx(MARGIN_S + 3.0 + SLACK * 32.0)  # read on the CPU, done on the GPU
     assert reserve_s(Deadline(clock=clock)) == 0.0
+
+
+def test_resampling_back_is_timed_on_a_block_and_reserved(monkeypatch: pytest.MonkeyPatch):
+    plans = maker.make_plans()
+    model, clock = ours(plans, maker.make_folds(plans, 1), Policy()), Clock()
+
+    def resample_back(logits, shape, properties):
+        assert logits.shape == (2, 64, 64, 64)
+        assert shape == [96, 96, 96]
+        clock.now += float(np.prod(shape)) / 1e4
+
+    monkeypatch.setattr(model, "_resample_back", resample_back)
+    properties = {"shape_after_cropping_and_before_resampling": (150, 120, 105)}
+    assert model._back_s((100, 80, 70), properties, Deadline(300.0, clock=clock)) == pytest.approx(189.0)
+    monkeypatch.undo()
+    deadline = Deadline(60.0)
+    assert 0 < model._back_s((100, 80, 70), {**properties, "spacing": [3.0, 2.0, 2.0]}, deadline) < 10
+    monkeypatch.setattr(model, "_back_s", lambda *_: 100.0)
+    assert not model.segment(maker.make_images(), deadline).array.any()
+    assert "time was up after 0 tiles" in deadline.journal.dropped[0]
+
+
+def test_a_lone_thin_slice_and_a_lone_voxel_are_segmented():
+    plans = maker.make_plans()  # slices of 3 mm: half a slice of them is none
+    model = ours(plans, maker.make_folds(plans, 1), Policy(mirror_axes=()))
+    images = {name: Volume(volume.array[:1], (2.04, 2.04, 1.0)) for name, volume in maker.make_images().items()}
+    mask = model.segment(images, Deadline()).array
+    assert mask.shape == (1, 30, 27)
+    assert 0 < mask.mean() < 1
+    for volume in images.values():
+        volume.array[:], volume.array[0, 3, 4] = 0, 7
+    assert model.segment(images, Deadline(60.0)).array.sum() <= 1  # cropping left one voxel
 
 
 # --- a real clock ----------------------------------------------------------------------------------------------------

@@ -114,3 +114,11 @@ def test_checkpoints_are_no_archives(tmp_path: Path):
     assert not is_archive(make_zip(tmp_path / "checkpoint_final.pth", FILES))  # torch writes zip files, too
     (tmp_path / "b.zip").write_text("text")
     assert not is_archive(tmp_path / "b.zip")
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["a/b", "a"], ["."]])
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_a_file_in_the_place_of_a_folder_is_damage(tmp_path: Path, names: list[str], make):
+    archive = make(tmp_path / "odd.zip", {name: b"1" for name in names})
+    with pytest.raises(AutopetError, match="odd.zip: damaged"):
+        unpack(archive, tmp_path / "out")

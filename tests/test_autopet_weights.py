@@ -269,6 +269,7 @@ def test_channel_names_of_the_release_are_heard_when_they_tell(tmp_path: Path):
     [
         (lambda folder: (folder / "plans.json").unlink(), "plans.json is missing"),
         (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json: not valid JSON"),
+        (lambda folder: (folder / "plans.json").write_text("[]"), "plans.json: expected a JSON object, found list"),
         (lambda folder: shutil.copytree(folder, folder.with_name("other")), "found .*/other; name it with --from"),
         (lambda folder: [path.unlink() for path in folder.rglob("*.pth")], "expected one nnU-Net result.*none"),
         (lambda folder: (folder / "fold_1/checkpoint_final.pth").write_bytes(b"<html>"), "a web page"),
@@ -281,6 +282,35 @@ def test_a_release_that_is_not_whole_leaves_no_model(tmp_path: Path, break_it, m
     with pytest.raises(AutopetError, match=message):
         fetch("toy", tmp_path / "m", source=str(tmp_path / "r"))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("axes", "allowed"), [(None, False), ((0, 1), False), ((2, 0, 1), True), ([0, 1, 2], True)])
+def test_mirroring_is_what_nnunet_would_do(tmp_path: Path, axes, allowed: bool):
+    """None is what nnU-Net's trainers without mirroring leave; two axes of three would need a setting of their own."""
+    make_results(tmp_path / "r", inference_allowed_mirroring_axes=axes)
+    assert read_results(tmp_path / "r" / TRAINED).mirroring is allowed
+
+
+def test_an_archive_without_its_end_is_no_reason_to_look_elsewhere(tmp_path: Path):
+    make_results(tmp_path / "home/other/trained")  # of somebody else
+    content = pack(tmp_path / "home/other", tmp_path / "whole.zip")
+    downloads = tmp_path / "home/downloads"
+    downloads.mkdir()
+    (downloads / "toy.zip").write_bytes(content[:-100])
+    (downloads / "toy").write_bytes(content[:-100])
+    for name, message in (("toy.zip", "no whole archive"), ("toy", "expected an archive, a folder, or a checkpoint")):
+        with pytest.raises(AutopetError, match=message):
+            fetch("toy", tmp_path / "m", source=str(downloads / name))
+    with pytest.raises(AutopetError, match="no whole archive"):
+        fetch("loose", tmp_path / "m", source=str(downloads / "toy.zip"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_folder_is_not_copied_into_itself(tmp_path: Path):
+    (tmp_path / "weights.ckpt").write_bytes(b"weights")
+    with pytest.raises(AutopetError, match="holds --out, too"):
+        fetch("loose", tmp_path / "models/loose", source=str(tmp_path))
+    assert not (tmp_path / "models/loose").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ LESION = 1  # label of the lesions in every method here
 MIRROR_AXES = (0, 1, 2)  # all of a volume
 MARGIN_S = 1.0  # kept free at the end, for the process to stop
 MARGIN_SHARE = 0.01  # and this share of the limit
+BLOCK = 64  # edge of the block whose resampling is timed
 
 
 @dataclass(frozen=True)
@@ -121,19 +123,33 @@ class Ensemble:
             data, _, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
                 voxels, None, {"spacing": list(spacing_mm)}, manager, configuration, predictor.dataset_json
             )
-        budget = Budget(deadline, reserve_s(deadline))
+            back_s = self._back_s(data.shape[1:], properties, deadline) if deadline.limited else 0.0
+        budget = Budget(deadline, reserve_s(deadline, back_s))
         return Folds(predictor, self.policy, torch.from_numpy(data).contiguous(), budget).run(), properties
 
-    def _mask(self, logits: torch.Tensor, properties: dict[str, Any], deadline: Deadline) -> np.ndarray:
-        labels = self.predictor.label_manager
-        if labels.has_regions or labels.num_segmentation_heads != 2:
-            return (self._export(logits, properties, probabilities=False) == LESION).astype(np.uint8)
+    def _back_s(self, shape: Sequence[int], properties: dict[str, Any], deadline: Deadline) -> float:
+        """Seconds that resampling the logits to the image's grid will take: of a block, times the blocks there are."""
+        wanted = properties["shape_after_cropping_and_before_resampling"]
+        block = [min(n, BLOCK) for n in shape]
+        to = [max(1, round(new * part / n)) for new, part, n in zip(wanted, block, shape, strict=True)]
+        logits = torch.zeros((self.predictor.label_manager.num_segmentation_heads, *block), dtype=torch.half)
+        started = deadline.clock()
+        self._resample_back(logits, to, properties)
+        return (deadline.clock() - started) * float(np.prod(wanted)) / float(np.prod(to))
+
+    def _resample_back(self, logits: torch.Tensor, shape: Sequence[int], properties: dict[str, Any]) -> torch.Tensor:
         manager, configuration = self.predictor.plans_manager, self.predictor.configuration_manager
         spacing_mm = [properties["spacing"][axis] for axis in manager.transpose_forward]
+        resample = configuration.resampling_fn_probabilities
+        return torch.as_tensor(resample(logits, shape, configuration.spacing, spacing_mm))
+
+    def _mask(self, logits: torch.Tensor, properties: dict[str, Any], deadline: Deadline) -> np.ndarray:
+        labels, manager = self.predictor.label_manager, self.predictor.plans_manager
+        if labels.has_regions or labels.num_segmentation_heads != 2:
+            return (self._export(logits, properties, probabilities=False) == LESION).astype(np.uint8)
         shape = properties["shape_after_cropping_and_before_resampling"]
         with deadline.journal.stage("resample"):
-            resampled = configuration.resampling_fn_probabilities(logits, shape, configuration.spacing, spacing_mm)
-        background, lesion = torch.as_tensor(resampled)
+            background, lesion = self._resample_back(logits, shape, properties)
         mask = np.zeros(properties["shape_before_cropping"], np.uint8)
         inside = (lesion > background).numpy()  # what the argmax of two classes says
         return insert_crop_into_image(mask, inside, properties["bbox_used_for_cropping"]).transpose(
@@ -153,14 +169,18 @@ class Ensemble:
         )
 
 
-def reserve_s(deadline: Deadline) -> float:
-    """Seconds to keep for export and writing: they handle the same voxels as preprocessing and reading did, with less
-    work per voxel (order 1 instead of 3, a mask instead of two images)."""
+def reserve_s(deadline: Deadline, back_s: float = 0.0) -> float:
+    """Seconds to keep for export and writing.
+
+    They handle the same voxels as preprocessing and reading did, with less work per voxel (order 1 instead of 3, a
+    mask instead of two images). But preprocessing may have had a GPU to resample with, where resampling back has none:
+    it is kept at least the `back_s` that were measured on a block.
+    """
     if not deadline.limited:
         return 0.0
     stages = deadline.journal.stages
     measured_s = stages.get("preprocess", 0.0) + stages.get("read", 0.0)
-    return MARGIN_S + MARGIN_SHARE * deadline.limit_s + SLACK * measured_s
+    return MARGIN_S + MARGIN_SHARE * deadline.limit_s + SLACK * max(measured_s, stages.get("read", 0.0) + back_s)
 
 
 def most_axes(allowed: int, *, pass_s: float, left_s: float) -> int:
@@ -237,7 +257,7 @@ class Folds:
             with self.journal.stage(f"fold {fold}"):
                 done = self._somewhere(fold, axes, hurry=hurry)
         except Exception as error:
-            self.error = error
+            self.error = _without_frames(error)  # the next fold needs the memory
             self.journal.drop(f"fold {fold}: {type(error).__name__}: {one_line(error)}")
             return
         seconds = clock() - started
@@ -251,7 +271,7 @@ class Folds:
             self.journal.drop(f"fold {fold} mirrored along {_axes(axes)}: it was not ready after {seconds:.1f} s")
             return
         self.logits[fold] = done.logits
-        self.pass_s = max(self.pass_s, seconds / 2 ** len(axes))
+        self.pass_s = max(self.pass_s, (seconds - done.warm_up_s) / 2 ** len(axes))
 
     def _report_hurry(self, fold: int, done: Pass) -> None:
         wanted = self.policy.tile_step
@@ -281,7 +301,15 @@ class Folds:
                 else:
                     raise
                 self.journal.drop(f"{place} of fold {fold} on the GPU: {one_line(error)}; on the CPU instead")
+                _without_frames(error)
                 torch.cuda.empty_cache()
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error without the frames it went through, which hold tiles and sums; where it came from stays as a note."""
+    error.add_note("".join(format_exception(error)))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _named(folds: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.com
 NAMES = {"CT": "CT", "PET": "PET", "PT": "PET", "SUV": "PET"}  # channel names of dataset.json -> ours
 OWN_HEADS = "decoder.organ_seg_layers."  # LesionTracer's second head, which the plans do not mention
 DIMENSIONS = 3
+ALL_AXES = tuple(range(DIMENSIONS))
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,25 @@ def read_results(folder: Path) -> Results:
         checkpoint = safe_load(path)
         name = path.parent.name.removeprefix("fold_")
         folds[name], sums[name] = _weights(checkpoint, path), sha256(path)
-        arguments = checkpoint.get("init_args") or {}
-        axes = checkpoint.get("inference_allowed_mirroring_axes")
-        seen.add((arguments.get("configuration", CONFIGURATION), str(checkpoint.get("trainer_name")), axes != ()))
+        arguments = _plain(checkpoint.get("init_args"))
+        seen.add(
+            (str(arguments.get("configuration", CONFIGURATION)), str(checkpoint.get("trainer_name")), _axes(checkpoint))
+        )
     if len(seen) != 1:
         raise AutopetError(f"{folder}: the folds come from different trainings: {sorted(seen)}; import them apart")
-    configuration, trainer, mirroring = seen.pop()
+    configuration, trainer, axes = seen.pop()
+    mirroring = axes == ALL_AXES
+    if axes and not mirroring:
+        console.print(f"warning: {folder}: trained with mirroring along axes {axes} only; none is used", style="yellow")
     plans = _as_full_resolution(plans, configuration, folder)
     _check_fit(plans, dataset, folds, folder)
     return Results(plans, dataset, folds, sums, trainer, mirroring)
+
+
+def _axes(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
+    """Axes that may be mirrored; as for nnU-Net, None and a missing entry stand for no axis."""
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    return tuple(sorted(int(axis) for axis in axes)) if isinstance(axes, list | tuple) else ()
 
 
 def _check_fit(plans: dict[str, Any], dataset: dict[str, Any], folds: Mapping[str, Mapping], folder: Path) -> None:
@@ -145,7 +156,7 @@ def read_pretraining(found: Path) -> Results:
             f"{found}: expected one fold of pretrained weights, found {len(more) + 1}; name a checkpoint"
         )
     checkpoint = safe_load(path)
-    arguments = checkpoint.get("init_args") or {}
+    arguments = _plain(checkpoint.get("init_args"))
     plans, dataset = (
         _json(beside) if (beside := path.parent.parent / file).is_file() else _plain(arguments.get(key))
         for file, key in (("plans.json", "plans"), ("dataset.json", "dataset_json"))
@@ -192,11 +203,14 @@ def _weights(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tenso
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise AutopetError(f"{path} is missing; it belongs to nnU-Net's result folder, copy it, too") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise AutopetError(f"{path}: not valid JSON ({one_line(error)}); download or copy it again") from error
+    if not isinstance(found, dict):
+        raise AutopetError(f"{path}: expected a JSON object, found {type(found).__name__}; copy nnU-Net's own file")
+    return found
 
 
 def _as_full_resolution(plans: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _resample(
 ) -> np.ndarray:
     voxels = data.numpy() if isinstance(data, torch.Tensor) else data
     separate, axis = determine_do_sep_z_and_axis(current_spacing=current_spacing, new_spacing=new_spacing, **choice)
-    shape = tuple(int(n) for n in new_shape)
+    shape = tuple(max(1, int(n)) for n in new_shape)  # a lone slice that is thinner than half of the network's
     resize_on = partial(resize_channels, voxels, shape, order=order, separate_axis=axis if separate else None)
     try:
         return resize_on(device=device)

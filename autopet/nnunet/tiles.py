@@ -25,6 +25,7 @@ from autopet.errors import AutopetError
 
 COARSER_STEPS = (0.8, 1.0)  # shares of the patch; what is left of the overlap when the time is short
 SLACK = 1.2  # work that has not started may take this much longer than the same work before
+AMPLE = 10.0  # times the first tile: so much time left is enough to measure a second one before giving up overlap
 
 
 class OutOfTimeError(AutopetError):
@@ -62,12 +63,15 @@ class Pass:
         Share of the patch between the tiles at the end of the pass.
     tiles : int
         How many were predicted.
+    warm_up_s : float
+        What the first tile took longer than the others did: on a GPU, loading libraries and choosing kernels.
     """
 
     logits: torch.Tensor
     complete: bool
     tile_step: float
     tiles: int
+    warm_up_s: float = 0.0
 
 
 class Blend:
@@ -77,14 +81,12 @@ class Blend:
         self.gaussian = gaussian
         self.logits = torch.zeros((classes, *shape), dtype=torch.half, device=gaussian.device)
         self.weights = torch.zeros(shape, dtype=torch.half, device=gaussian.device)
-        self.tiles = 0
 
     def add(self, where: tuple[slice, ...], tile: torch.Tensor) -> None:
         """Add a tile's logits (class, z, y, x)."""
         tile *= self.gaussian
         self.logits[where] += tile
         self.weights[where[1:]] += self.gaussian
-        self.tiles += 1
 
     def lacks(self, where: tuple[slice, ...]) -> bool:
         """Whether a place has voxels that no tile has reached."""
@@ -99,6 +101,8 @@ class Blend:
             self.logits[0, unseen] = 1
         if torch.isinf(self.logits).any():
             raise RuntimeError("a logit exceeded half precision (65504); the weights of this fold are not sound")
+        if torch.isnan(self.logits).any():  # it would pass for background, and take the other folds' lesions with it
+            raise RuntimeError("a logit is not a number; the weights of this fold are not sound")
         return self.logits
 
 
@@ -120,9 +124,38 @@ class Worker:
             self._jobs.put(None)
             self._jobs = None
             raise OutOfTimeError(f"a tile took longer than {timeout_s:.1f} s")
-        if "error" in answer:
-            raise answer["error"]
+        if "error" in answer:  # nothing here may refer to it: its traceback holds the tiles, and this frame
+            raise answer.pop("error")
         return answer["value"]
+
+
+class Pace:
+    """How long a tile takes, from those that were predicted."""
+
+    def __init__(self) -> None:
+        self.first_s, self.later_s, self.tiles = 0.0, 0.0, 0
+
+    def count(self, seconds: float) -> None:
+        """One more tile."""
+        if self.tiles:
+            self.later_s += seconds
+        else:
+            self.first_s = seconds
+        self.tiles += 1
+
+    @property
+    def tile_s(self) -> float:
+        """Seconds to expect of the next one; 0 when nothing is known."""
+        return self.later_s / (self.tiles - 1) if self.tiles > 1 else self.first_s
+
+    @property
+    def warm_up_s(self) -> float:
+        """What the first tile took longer than the others."""
+        return max(0.0, self.first_s - self.tile_s)
+
+    def is_guess(self, budget: Budget) -> bool:
+        """Whether only the first tile is known, which may have been slow, and there is ample time for a second."""
+        return self.tiles == 1 and budget.left_s > AMPLE * self.first_s
 
 
 def _work(jobs: SimpleQueue) -> None:
@@ -173,21 +206,22 @@ class TilePredictor(nnUNetPredictor):
         sums_on = self.device if self.perform_everything_on_device else torch.device("cpu")
         gaussian = compute_gaussian(patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=sums_on)
         blend = Blend(self.label_manager.num_segmentation_heads, padded.shape[1:], gaussian)
-        complete, step = self._walk(padded.to(sums_on), blend, budget, hurry=hurry)
+        pace = Pace()
+        complete, step = self._walk(padded.to(sums_on), blend, budget, pace, hurry=hurry)
         logits = blend.finish().to("cpu")[(slice(None), *inside[1:])]
-        return Pass(logits, complete, step, blend.tiles)
+        return Pass(logits, complete, step, pace.tiles, pace.warm_up_s)
 
-    def _walk(self, data: torch.Tensor, blend: Blend, budget: Budget, *, hurry: bool) -> tuple[bool, float]:
+    def _walk(self, data: torch.Tensor, blend: Blend, budget: Budget, pace: Pace, *, hurry: bool) -> tuple[bool, float]:
         """All tiles, or as many as there is time for; whether they cover the case, and the last step between them."""
         clock = budget.deadline.clock
         step = self.tile_step_size
         coarser = [larger for larger in COARSER_STEPS if larger > step] if hurry else []
-        todo, spent_s, tile_s = self._tiles(data, step), 0.0, 0.0
+        todo = self._tiles(data, step)
         while todo:
-            while coarser and not budget.allows(tile_s * len(todo)):
+            while coarser and not pace.is_guess(budget) and not budget.allows(pace.tile_s * len(todo)):
                 step = coarser.pop(0)
                 todo = [where for where in self._tiles(data, step) if blend.lacks(where)]
-            if not budget.allows(tile_s):
+            if not budget.allows(pace.tile_s):
                 return False, step
             where, started = todo.pop(0), clock()
             try:
@@ -195,8 +229,7 @@ class TilePredictor(nnUNetPredictor):
             except OutOfTimeError:
                 return False, step
             blend.add(where, tile)
-            spent_s += clock() - started
-            tile_s = spent_s / blend.tiles
+            pace.count(clock() - started)
         return True, step
 
     def _tiles(self, data: torch.Tensor, step: float) -> list[tuple[slice, ...]]:
