@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from autopet import __version__
-from autopet.commands import data, methods, results, statistics
+from autopet.commands import (
+    data,
+    experiment,
+    methods,
+    organs,
+    postprocess,
+    pretrain,
+    results,
+    statistics,
+    vote,
+    weights,
+)
 from autopet.errors import AutopetError, one_line
 from autopet.progress import console
 
@@ -21,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for stage in (data, methods, results, statistics):
+for stage in (data, organs, methods, pretrain, postprocess, weights, results, vote, statistics, experiment):
     app.add_typer(stage.app)
 
 

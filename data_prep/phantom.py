@@ -199,7 +199,8 @@ def make_header(patient: Patient, scanner: Scanner, *, height_mm: float, fat_mm:
     )
 
 
-def _habitus(patient: Patient) -> Habitus:
+def habitus_of(patient: Patient) -> Habitus:
+    """The body of a patient."""
     brown_fat = 0.15 if patient.tracer == "FDG" else 0.0
     return Habitus.sample(patient.generator("habitus"), male=patient.sex == "M", brown_fat=brown_fat)
 
@@ -210,8 +211,8 @@ def _habitus(patient: Patient) -> Habitus:
 def _write_case(patient: Patient, *, out: Path, size: str, maps: tuple[Path, ...], seed: int) -> dict:
     """Simulate one patient and write the study, whole or not at all; returns the row for metadata.csv."""
     scanner = SCANNERS[patient.centre, size]
-    habitus = _habitus(patient)
-    organs = read_image(_map_of(patient, maps, seed)) if maps else None
+    habitus = habitus_of(patient)
+    organs = read_image(map_of(patient, maps, seed)) if maps else None
     study = simulate(
         patient.generator("study"),
         scanner=scanner,
@@ -237,7 +238,7 @@ def _organ_map(out: Path, patient: Patient) -> Path:
     return out / ORGAN_FOLDER / f"{patient.patient_id}.nii.gz"
 
 
-def _map_of(patient: Patient, maps: tuple[Path, ...], seed: int) -> Path:
+def map_of(patient: Patient, maps: tuple[Path, ...], seed: int) -> Path:
     """Another map for every patient until all were used; maps named after the tracer if there are any."""
     named = [path for path in maps if path.name.lower().startswith(patient.tracer.lower())]
     candidates = named or list(maps)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from pathlib import Path
 
 from autopet.errors import AutopetError
-from leaderboard.experiments.common import Cell, Outcome, Row
+from leaderboard.experiments.common import Cell, Outcome, Row, run_cells
 
 FAILING = 7  # seed
 
@@ -24,3 +27,14 @@ def work_alone(cell: Cell) -> Outcome:
         raise AutopetError("seven")
     print("working on", cell.name)
     return Outcome((row(cell.variant, cell.seed, str(os.getpid())),), 1.0, 2.0)
+
+
+def sleep_alone(cell: Cell) -> Outcome:
+    """A cell that never ends, and whose log names its process."""
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+    raise AssertionError(cell)
+
+
+if __name__ == "__main__":
+    run_cells(Path(sys.argv[1]), [Cell("a", 0), Cell("b", 0)], sleep_alone, workers=2)

@@ -138,7 +138,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     cases = labelled(cases)
     _check(cases, out, settings)
     with processes(device) as first:
-        space = _prepared(cases, settings, work, first=first)
+        space = prepared(cases, settings, work, first=first)
         with space.active(worker_count(settings.workers)):
             folds = {str(fold): _train_fold(space, fold, settings, device) for fold in settings.folds}
         if first:
@@ -160,7 +160,7 @@ def _check(cases: Sequence[Case], out: Path, settings: Settings) -> None:
         )
 
 
-def _prepared(cases: Sequence[Case], settings: Settings, work: Path, *, first: bool) -> Workspace:
+def prepared(cases: Sequence[Case], settings: Settings, work: Path, *, first: bool) -> Workspace:
     """The work folder with plans and preprocessed cases, made by the first process while the others wait."""
     space = Workspace(work)
     workers = worker_count(settings.workers)

@@ -1,0 +1,55 @@
+"""Commands that run a method's experiment from beginning to end: experiment lesiontracer."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopet.progress import console
+
+app = typer.Typer()
+experiment = typer.Typer(help="Do a method's ideas work? Trains and tests its variants on phantoms, writes a report.")
+app.add_typer(experiment, name="experiment")
+
+OrganMaps = Annotated[Path, typer.Option(help="Folder of real organ maps (fdg_*.nii.gz and psma_*.nii.gz).")]
+Out = Annotated[Path, typer.Option(help="Folder for results.csv, report.md and all that lies between.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repetitions, each with its own split of the patients.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+class BudgetName(StrEnum):
+    """Size of an experiment."""
+
+    small = "small"
+    full = "full"
+
+
+@experiment.callback()
+def _group() -> None:
+    """Keeps `lesiontracer` a command of its own while it is the only one."""
+
+
+@experiment.command(epilog="Example: autopet experiment lesiontracer --organ-maps organ-labels --out experiment")
+def lesiontracer(
+    organ_maps: OrganMaps,
+    out: Out,
+    seeds: Seeds = 3,
+    budget: Annotated[
+        BudgetName, typer.Option(help="small: within 20 minutes on two cores with 3 seeds; full: for a GPU.")
+    ] = BudgetName.small,
+    device: Device = "auto",
+) -> None:
+    """nnU-Net against + misalignment, + organs and both of LesionTracer; a second call goes on with a killed one."""
+    from autopet.container import choose_device
+    from leaderboard.experiments.lesiontracer import BUDGETS, announce, run_experiment
+
+    chosen = choose_device(device)
+    options = ["--organ-maps", organ_maps, "--out", out, "--seeds", seeds, "--budget", budget, "--device", chosen]
+    command = shlex.join(["autopet", "experiment", "lesiontracer", *map(str, options)])
+    announce(BUDGETS[budget], seeds)
+    report = run_experiment(organ_maps, out, seeds=seeds, budget=BUDGETS[budget], device=chosen, command=command)
+    console.print(f"report in {report}, numbers in {report.with_name('results.csv')}", highlight=False)

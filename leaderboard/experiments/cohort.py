@@ -1,0 +1,243 @@
+"""A converted cohort of phantoms around real organ maps, made for experiments: no DICOM, coarse voxels, known truth.
+
+<out>/<patient>/        SUV, CTres, SEG, ORGANS: a patient whose CT fits the PET
+<out>/<patient>-moved/  the same patient with the CT turned and shifted against the PET; everything else is equal
+<out>/prep.csv          as `autopet prep` writes it, so that training and running read the cohort
+<out>/phantoms.csv      what is known about every case: map, lesions, motion of the CT
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from autopet.cohort import Case, read_cohort, read_table, write_table
+from autopet.errors import AutopetError
+from autopet.folders import remove_leftovers, sole_writer, whole_file, whole_folder
+from autopet.images import find_images, read_image
+from autopet.parallel import LostProcessError, run_jobs
+from autopet.progress import track
+from data_prep.alignment import ct_on_grid
+from data_prep.imaging import SCANNERS, Scanner
+from data_prep.phantom import Patient, habitus_of, map_of, plan
+from data_prep.records import measures, read_audit, row_of, write_audit, write_images, write_rows
+from data_prep.simulation import SimulatedStudy, simulate
+from data_prep.tissues import Tissue
+from leaderboard.experiments.rigid import RigidMotion, displacement_mm, draw_motion, move
+
+FIELD_MM = (448.0, 312.0)  # width and depth of the images
+RECIPE = "recipe.json"
+PHANTOMS = "phantoms.csv"
+MOVED = "-moved"  # at the end of the names of cases whose CT does not fit
+COLUMNS = (
+    "case", "patient_id", "map", "tracer", "centre", "positive", "lesions", "lesion_ml", "misaligned", "rotation_x_deg",
+    "rotation_y_deg", "rotation_z_deg", "shift_x_mm", "shift_y_mm", "shift_z_mm", "displacement_mm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """Size and grid of a cohort."""
+
+    patients: int = 48
+    seed: int = 2024
+    positive_fraction: float = 0.5
+    pet_spacing_mm: float = 8.0  # of all three axes
+    ct_spacing_mm: float = 4.0
+    largest_degrees: float = 5.0  # of the CT's rotation about each axis; LesionTracer (paper 003), section 2.2
+    largest_shift_voxels: tuple = (2.0, 2.0, 0.0)  # of the CT along x, y, z, in PET voxels; the same section
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A case and what is known about it."""
+
+    case: Case
+    positive: bool
+    misaligned: bool
+
+
+def write_cohort(out: Path, *, organ_maps: Path, settings: CohortSettings, workers: int = 1) -> list[Phantom]:
+    """Write the cohort, or what is missing of it.
+
+    Parameters
+    ----------
+    out : Path
+        Cohort folder; one with other settings or maps is refused.
+    organ_maps : Path
+        Folder of label maps (.nii.gz, labels of `data_prep.organ_maps.MAP_TISSUES`), one for each patient.
+    workers : int
+        Phantoms simulated side by side.
+
+    Returns
+    -------
+    list of Phantom
+        Sorted by name; two for each patient, one with the CT in place and one with it moved.
+
+    Raises
+    ------
+    AutopetError
+        There are fewer maps than patients, or `out` holds another cohort.
+    """
+    maps = _find_maps(organ_maps, settings)
+    with sole_writer(out):
+        _check_recipe(out, maps, settings)
+        remove_leftovers(out)
+        patients = plan(
+            settings.patients,
+            seed=settings.seed,
+            size="small",
+            tracer="mixed",
+            positive_fraction=settings.positive_fraction,
+            maps=maps,
+        )
+        if not (out / PHANTOMS).is_file():
+            known = _write_patients(out, patients, maps, settings, workers)
+            write_rows(out, [row for rows, _ in known for row in rows])
+            write_table(out / PHANTOMS, [fact for _, facts in known for fact in facts], COLUMNS)
+    return read_phantoms(out)
+
+
+def read_phantoms(folder: Path) -> list[Phantom]:
+    """The cases of a cohort that `write_cohort` finished, sorted by name."""
+    facts = {row["case"]: row for row in read_table(folder / PHANTOMS)}
+    return [
+        Phantom(case, facts[case.name]["positive"] == "1", facts[case.name]["misaligned"] == "1")
+        for case in read_cohort(folder)
+    ]
+
+
+def _find_maps(folder: Path, settings: CohortSettings) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise AutopetError(f"{folder}: no such folder; give the folder that holds the organ maps (.nii.gz)")
+    maps = tuple(find_images(folder))
+    for tracer in ("fdg", "psma"):  # no map serves two patients: one could be trained on, the other tested
+        found = sum(path.name.lower().startswith(tracer) for path in maps)
+        if 2 * found < settings.patients:
+            raise AutopetError(
+                f"{folder} holds {found} maps named {tracer}_*, expected at least {(settings.patients + 1) // 2} "
+                "(one for each patient); add maps or ask for fewer patients"
+            )
+    return maps
+
+
+def _check_recipe(out: Path, maps: Sequence[Path], settings: CohortSettings) -> None:
+    text = json.dumps({"settings": asdict(settings), "maps": [path.name for path in maps]}, indent=2) + "\n"
+    path = out / RECIPE
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise AutopetError(f"{out} holds a cohort with other settings or maps; give another folder or delete it")
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _write_patients(
+    out: Path, patients: Sequence[Patient], maps: tuple[Path, ...], settings: CohortSettings, workers: int
+) -> list[tuple[list[dict], list[dict]]]:
+    write = partial(_write_patient, out=out, maps=maps, settings=settings)
+    jobs = run_jobs(write, patients, workers=min(workers, len(patients)))
+    known = []
+    for _, result in track(jobs, "phantoms", total=len(patients)):
+        if isinstance(result, LostProcessError):
+            raise result
+        known.append(result)
+    return sorted(known, key=lambda pair: pair[1][0]["case"])
+
+
+def _write_patient(
+    patient: Patient, *, out: Path, maps: tuple[Path, ...], settings: CohortSettings
+) -> tuple[list[dict], list[dict]]:
+    """Both cases of a patient: rows of prep.csv and of phantoms.csv. A patient written earlier is read, not redone."""
+    audits = [read_audit(out / name) for name in (patient.patient_id, patient.patient_id + MOVED)]
+    if not all(audits):
+        audits = _simulate_patient(patient, out, maps, settings)
+    return [audit["row"] for audit in audits if audit], [audit["phantom"] for audit in audits if audit]
+
+
+def _simulate_patient(
+    patient: Patient, out: Path, maps: tuple[Path, ...], settings: CohortSettings
+) -> list[dict | None]:
+    chosen = map_of(patient, maps, settings.seed)
+    study = simulate(
+        patient.generator("study"),
+        scanner=scanner_of(patient.centre, settings),
+        tracer=patient.tracer,
+        diagnosis=patient.diagnosis,
+        habitus=habitus_of(patient),
+        organs=read_image(chosen),
+    )
+    voxels = settings.largest_shift_voxels
+    motion = draw_motion(
+        patient.generator("motion"),
+        around=study.pet,
+        largest_degrees=settings.largest_degrees,
+        largest_mm=tuple(step * settings.pet_spacing_mm for step in voxels),
+    )
+    facts = {
+        "patient_id": patient.patient_id,
+        "map": chosen.name,
+        "tracer": patient.tracer,
+        "centre": patient.centre,
+        "positive": int(patient.positive),
+    }
+    fixed = _write_case(out, study, facts | _motion_facts(study, None))
+    moved = _write_case(out, study, facts | _motion_facts(study, motion), motion=motion)
+    return [fixed, moved]
+
+
+def scanner_of(centre: str, settings: CohortSettings) -> Scanner:
+    """A centre's scanner with its own resolution and noise, on the cohort's grid."""
+    known = SCANNERS[centre, "small"]
+    pet, ct = settings.pet_spacing_mm, settings.ct_spacing_mm
+    width, depth = FIELD_MM
+    return Scanner(
+        manufacturer=known.manufacturer,
+        model=known.model,
+        pet_spacing_mm=(pet, pet, pet),
+        pet_size=(round(width / pet), round(depth / pet)),
+        ct_spacing_mm=(ct, ct, ct),
+        ct_size=(round(width / ct), round(depth / ct)),
+        fwhm_mm=known.fwhm_mm,
+        filter_fwhm_mm=known.filter_fwhm_mm,
+        noise=known.noise,
+        ct_noise_hu=known.ct_noise_hu,
+    )
+
+
+def _motion_facts(study: SimulatedStudy, motion: RigidMotion | None) -> dict[str, object]:
+    if motion is None:
+        return {"misaligned": 0, **dict.fromkeys(COLUMNS[9:], 0.0)}
+    numbers = (*motion.rotation_degrees, *motion.shift_mm)
+    body = study.labels.array != Tissue.AIR
+    moved_mm = round(displacement_mm(motion, study.pet, body), 2)
+    return {"misaligned": 1, **dict(zip(COLUMNS[9:-1], numbers, strict=True)), COLUMNS[-1]: moved_mm}
+
+
+def _write_case(out: Path, study: SimulatedStudy, facts: dict, *, motion: RigidMotion | None = None) -> dict:
+    """One case folder, whole or not at all; returns what its audit.json says."""
+    name = facts["patient_id"] + (MOVED if motion else "")
+    ct = move(study.ct, motion) if motion else study.ct
+    images = {
+        "SUV": study.pet.with_array(study.pet.array.astype(np.float32)),
+        "CTres": ct_on_grid(ct, study.pet),
+        "SEG": study.mask,
+        "ORGANS": study.organs,
+    }
+    found = measures(images["SUV"], study.mask, images["CTres"])
+    row = row_of(name, patient_id=facts["patient_id"], status="converted", folder=name, suv_kind="phantom", **found)
+    row |= {"tracer": facts["tracer"], "centre": facts["centre"]}
+    facts = {"case": name, **facts, "lesions": found["lesions"], "lesion_ml": found["lesion_ml"]}
+    with whole_folder(out / name) as part:
+        files = write_images(part, images)
+        write_audit(part, files=files, row=row, images=images, phantom=facts)
+    return {"row": row, "phantom": facts}
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of what is known about the cohort's cases, to tell whether results belong to it."""
+    return hashlib.sha256((folder / PHANTOMS).read_bytes()).hexdigest()
