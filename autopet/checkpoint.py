@@ -153,14 +153,20 @@ def read_config(folder: Path, *, method: str) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise AutopetError(
-            f"no weights for {method}: {path} is missing; train it, mount a model at {folder}, or bake one in"
-        )
+        raise no_weights(folder, method)
     config = load_config(Path(folder))
     if config.get("method") != method:
         raise AutopetError(f"{path}: a model of method {config.get('method')!r}, expected {method!r}")
     verify_sums(Path(folder))
     return config
+
+
+def no_weights(folder: Path, method: str) -> AutopetError:
+    """The error of a method without a model folder."""
+    missing = Path(folder) / CONFIG
+    return AutopetError(
+        f"no weights for {method}: {missing} is missing; train it, mount a model at {folder}, or bake one in"
+    )
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autopet import __version__
-from autopet.checkpoint import CONFIG, load_config, settings_from_dict
+from autopet.checkpoint import CONFIG, load_config, no_weights, settings_from_dict
 from autopet.deadline import Deadline, process_started_s
 from autopet.errors import AutopetError, one_line
 from autopet.folders import whole_file
@@ -62,6 +62,11 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.device = choose_device(self.device)
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.predict.__name__.removesuffix(".predict").rpartition(".")[2]
 
     def load(self, deadline: Deadline | None = None) -> None:
         """Load the weights; with a deadline their time is part of the case's."""
@@ -141,7 +146,7 @@ class Runner:
         """run.json; the outputs are complete without it, so that a disk that is full by now is no failure."""
         journal = deadline.journal
         record = {
-            "method": self.predict.__name__.removesuffix(".predict").rpartition(".")[2],
+            "method": self.method,
             "version": __version__,
             "device": self.device,
             "limit_s": deadline.limit_s if deadline.limited else None,
@@ -304,6 +309,8 @@ def run_once(runner: Runner, started_s: float) -> None:
     """`exec`: one case, whose time started with the process."""
     deadline = Deadline(runner.time_limit_s, started_s=started_s)
     deadline.journal.add("start", deadline.elapsed_s)
+    if not runner.model_dir.is_dir() or not any(runner.model_dir.iterdir()):
+        raise no_weights(runner.model_dir, runner.method)
     runner.run(deadline)
 
 

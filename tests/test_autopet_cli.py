@@ -33,12 +33,15 @@ def last_line(done: subprocess.CompletedProcess) -> str:
 
 def test_every_command_has_help_and_an_example():
     commands = get_command(cli.app).commands
-    data, methods = "phantom prep collect convert split to-dicom", "train predict run wheelhouse build"
-    expected = f"{data} {methods} evaluate leaderboard demo rank explain"
-    assert set(expected.split()) <= set(commands)
+    for group in ("weights", "experiment"):
+        subcommands = commands.pop(group).commands
+        commands |= {f"{group} {name}": command for name, command in subcommands.items()}
+    data, methods = "phantom prep collect convert split to-dicom organs", "train predict run wheelhouse build pretrain"
+    expected = {*f"{data} {methods} postprocess vote evaluate leaderboard demo rank explain".split()}
+    assert expected | {"weights list", "weights fetch", "experiment lesiontracer"} == set(commands)
     for name, command in commands.items():
         assert command.help, name
-        assert command.epilog.startswith(f"Example: autopet {name} "), name
+        assert f"{command.epilog} ".startswith(f"Example: autopet {name} "), name
         for parameter in command.params:
             assert parameter.name == "help" or parameter.help, f"{name} {parameter.name}"
 
@@ -78,7 +81,10 @@ def test_train_run_evaluate_leaderboard(cohort: list[Case], tmp_path: Path):
 def test_phantom_and_prep(tmp_path: Path, tracer: str, collection: str):
     done = autopet("phantom", tmp_path / "dicom", "--cases", "1", "--tracer", tracer)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "dicom").iterdir() if path.is_dir()] == [collection]
+    assert [path.name for path in sorted((tmp_path / "dicom").iterdir()) if path.is_dir()] == [
+        collection,
+        "organs",
+    ]
     done = autopet("prep", tmp_path / "dicom", tmp_path / "nifti")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 studies converted" in done.stderr

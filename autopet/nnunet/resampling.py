@@ -123,8 +123,12 @@ def resize_channels(
             separate = separate_axis is not None
             result[index] = resample_data_or_seg(one, shape, False, separate_axis, order, separate, order_z=0)[0]
 
-    with ThreadPoolExecutor(len(data) if order <= LINEAR else 1) as pool:  # torch has threads of its own
-        list(pool.map(fill, range(len(data))))
+    if order > LINEAR:  # torch has threads of its own
+        for index in range(len(data)):
+            fill(index)
+    else:
+        with ThreadPoolExecutor(len(data)) as pool:
+            list(pool.map(fill, range(len(data))))
     return result
 
 
