@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/autopet demo --out demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not docker"
+	$(BIN)/python -m pytest -m "not docker" -n auto --maxprocesses 4 --dist loadfile
 
 test-containers: $(VENV)/installed
 	$(BIN)/python -m pytest -m docker

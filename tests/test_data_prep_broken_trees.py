@@ -265,12 +265,19 @@ def test_a_folder_whose_name_is_not_utf_8(tmp_path):
 
 
 def start(*arguments: str | Path, **options: object) -> subprocess.Popen:
-    """The command in a session of its own, so that its processes can be found."""
+    """The command in a session of its own, so that its processes can be found.
+
+    Ctrl-C reaches it also where the tests run in the background, whose processes ignore it.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "COLUMNS": "300"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "autopet.cli", "prep", *map(str, arguments)], stderr=subprocess.PIPE, text=True,
-        env={**environment, **options.pop("env", {})}, start_new_session=True, **options,
-    )  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal is inherited, a handler not
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "autopet.cli", "prep", *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+            env={**environment, **options.pop("env", {})}, start_new_session=True, **options,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(*arguments: str | Path, **options: object) -> tuple[int, str]:

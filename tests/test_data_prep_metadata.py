@@ -154,7 +154,7 @@ def test_a_thousand_studies_are_quick(tmp_path):
     ]
     (tmp_path / "metadata.csv").write_text("\n".join([NBIA, *lines]))
     rows = [row(patient_id=f"P{i}", study_uid=f"1.{i}") for i in range(1000)]
-    began = time.perf_counter()
+    began = time.process_time()
     fill_from_metadata(rows, tmp_path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert {filled["centre"] for filled in rows} == {"UKT"}

@@ -69,7 +69,7 @@ def test_full_size_is_quick_and_small():
     )
     volume = Volume(suv[:326], (2.04, 2.04, 3.0))
     mask = volume.with_array((volume.array > 6).astype(np.uint8))
-    began = time.perf_counter()
+    began = time.process_time()
     data = coronal_mip(volume, mask)
-    assert time.perf_counter() - began < 0.5  # 0.04 s on two idle cores
+    assert time.process_time() - began < 0.5  # 0.04 s on two idle cores
     assert len(data) < 20_000

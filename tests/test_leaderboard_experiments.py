@@ -539,7 +539,7 @@ def test_variants_differ_in_their_two_switches_and_share_everything_else(experim
 
 def test_a_finished_experiment_is_not_redone(experiment: Path, organ_maps: Path, monkeypatch) -> None:
     before, results = _files(experiment), (experiment / "results.csv").read_bytes()
-    for name in ("train", "prepare", "_predict"):
+    for name in ("train", "prepared", "_predict"):
         monkeypatch.setattr(lesiontracer, name, pytest.fail)
     go(organ_maps, experiment)
     after = _files(experiment)
