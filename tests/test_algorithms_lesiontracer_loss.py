@@ -20,16 +20,9 @@ from algorithms.lesiontracer.loss import (  # noqa: E402
 from algorithms.lesiontracer.model import build_network  # noqa: E402
 from algorithms.lesiontracer.preprocessing import UNLABELLED  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPES = ((16, 16, 16), (8, 8, 8), (4, 4, 4))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_stage_weights_halve_and_the_last_is_nothing():

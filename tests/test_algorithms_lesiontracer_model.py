@@ -15,17 +15,10 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
 from algorithms.lesiontracer.model import PRESETS, Settings, adapt_plans, build_network, schedule  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "lesion": 1}, "file_ending": ".mha"}
 FEATURES = (4, 8, 8, 12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_plans() -> dict:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,16 +31,9 @@ from algorithms.lesiontracer.model import Settings, build_network  # noqa: E402
 from autopet.nnunet.inference import Policy  # noqa: E402
 from autopet.nnunet.model_folder import save_weights  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLANS = maker.make_plans(patch=(32, 32, 32), spacing_mm=(6.0, 4.5, 4.5))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiles this small are slower on many threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

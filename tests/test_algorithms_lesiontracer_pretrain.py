@@ -34,6 +34,8 @@ from algorithms.lesiontracer.pretrain_preprocessing import architecture  # noqa:
 from algorithms.lesiontracer.transfer import load_pretrained  # noqa: E402
 from autopet.commands.pretrain import app  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = replace(
     PRESETS["demo"],
     epochs=3,
@@ -48,15 +50,6 @@ TINY = replace(
     workers=1,
 )
 ORGAN_LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write_raw(folder: Path, *, channels: tuple[str, ...] = ("MR",), cases: int = 2, labels: dict | None = None) -> Path:

@@ -32,6 +32,8 @@ from algorithms.lesiontracer.model import PRESETS, build_network  # noqa: E402
 from algorithms.lesiontracer.preprocessing import UNLABELLED  # noqa: E402
 from autopet.nnunet.model_folder import load_weights  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = replace(
     PRESETS["demo"],
     epochs=3,
@@ -44,15 +46,6 @@ TINY = replace(
     checkpoint_every=1,
     workers=1,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def add_organs(cases: list[Case]) -> None:

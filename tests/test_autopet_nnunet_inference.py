@@ -6,7 +6,6 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -29,16 +28,9 @@ from autopet.nnunet.inference import MARGIN_S, SLACK, Ensemble, Folds, Policy, m
 from autopet.nnunet.resampling import InferenceConfiguration, faster, resize_channels  # noqa: E402
 from autopet.nnunet.tiles import Budget, OutOfTimeError, TilePredictor, Worker  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiles this small are slower on many threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ours(plans: dict, folds: list, policy: Policy) -> Ensemble:

@@ -28,6 +28,8 @@ from autopet.nnunet.workspace import claim_workspace  # noqa: E402
 from baselines.nnunet import predict, train  # noqa: E402
 from baselines.nnunet.model import PRESETS, Settings, adapt_plans  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = replace(
     PRESETS["demo"],
     epochs=2,
@@ -39,15 +41,6 @@ TINY = replace(
     workers=1,
     folds=(2,),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Patches of 16 voxels a side are faster in one thread than in two that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_presets_are_the_published_and_the_small_one():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from baselines.unet3d import model as unet3d  # noqa: E402
 from baselines.unet3d import patches, predict, train  # noqa: E402
 from baselines.unet3d.model import PRESETS, Settings  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = replace(
     PRESETS["demo"],
     epochs=3,
@@ -43,15 +45,6 @@ TINY = replace(
     checkpoint_every=1,
 )
 PLAIN = replace(TINY, rotation_degrees=0.0, scale_share=0.0, flip_probability=0.0)  # patches as they were cut
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Networks this small wait for their threads longer than they compute, minutes where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # The published facts

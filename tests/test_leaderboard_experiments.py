@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from experiment_cells import row, work_alone
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -467,15 +466,6 @@ MICRO = Budget(
         workers=1,
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
