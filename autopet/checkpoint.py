@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,9 +183,24 @@ def load_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def verify_sums(folder: Path) -> None:
-    """Compare every file named in SHA256SUMS with its checksum."""
-    for expected, name in _read_sums(folder):
+def verify_sums(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files of a model folder with SHA256SUMS: all that it names, or those of `names` alone.
+
+    Raises
+    ------
+    AutopetError
+        A file is not there, or differs; SHA256SUMS is missing, or does not name one of `names`.
+    """
+    folder, sums = Path(folder), _read_sums(Path(folder))
+    wanted = {name for _, name in sums} if names is None else set(names)
+    unknown = sorted(wanted - {name for _, name in sums})
+    if unknown:
+        raise AutopetError(
+            f"weights missing: {folder / unknown[0]} is not named in {SUMS}; copy or train the model again"
+        )
+    for expected, name in sums:
+        if name not in wanted:
+            continue
         path = folder / name
         if not path.is_file():
             raise AutopetError(f"weights missing: {path} is named in {SUMS} but not there; copy the model again")

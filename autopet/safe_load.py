@@ -117,9 +117,9 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     message = str(error)
     if match := GLOBAL.search(message):
         return (
-            f"{path}: wants to load {match[1]}, which is not part of nnU-Net's checkpoints, so nothing was loaded:"
+            f"{path}: wants to load {match[1]}, which is not part of a checkpoint's weights, so nothing was loaded:"
             " opening it could run any program. If you trust who made it, load it yourself with torch.load(...,"
-            " weights_only=False) where nothing can be lost, and save its network_weights alone with torch.save"
+            " weights_only=False) where nothing can be lost, and save the weights alone with torch.save"
         )
     reason = one_line(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()
     reason = (reason or one_line(error))[:200]

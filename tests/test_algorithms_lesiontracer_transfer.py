@@ -107,7 +107,7 @@ def test_released_layout_report_is_exact(tmp_path: Path):
         else:
             assert torch.equal(tensor, weights[name.replace("encoder.stem.", "encoder.stem.221.")])
     assert report.summary() == (
-        "pretrained weights: 29 of 33 tensors loaded; stem of 221; 8 of the checkpoint skipped: 4 a segmentation head, "
+        "pretrained weights: 29 of 33 tensors loaded; stem of 221; 8 of the file skipped: 4 a segmentation head, "
         f"4 {channels}; 4 keep their random start: " + ", ".join(report.missing)
     )
 

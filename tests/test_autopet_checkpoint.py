@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from autopet import checkpoint
-from autopet.checkpoint import link_or_copy, override, publish_model, read_config, rewrite_config, settings_from_dict
+from autopet.checkpoint import (
+    link_or_copy,
+    override,
+    publish_model,
+    read_config,
+    rewrite_config,
+    settings_from_dict,
+    verify_sums,
+)
 from autopet.errors import AutopetError
 
 
@@ -72,6 +80,32 @@ def test_damage_is_named(tmp_path: Path):
     (folder / "config.json").write_text("{")
     with pytest.raises(AutopetError, match="not valid JSON"):
         read_config(folder, method="toy")
+
+
+def test_some_files_are_compared_and_the_others_not_even_read(tmp_path: Path):
+    def two(folder: Path) -> dict:
+        for name in ("one.bin", "two.bin"):
+            (folder / name).write_bytes(b"123")
+        return {"method": "toy"}
+
+    folder = publish_model(tmp_path / "m", two)
+    (folder / "two.bin").unlink()
+    verify_sums(folder, ["one.bin", "config.json"])
+    verify_sums(folder, [])
+    for names in (["one.bin", "two.bin"], None):
+        with pytest.raises(AutopetError, match=r"two.bin is named in SHA256SUMS but not there"):
+            verify_sums(folder, names)
+    (folder / "two.bin").write_bytes(b"124")
+    verify_sums(folder, iter(["one.bin"]))
+    for names in (["two.bin"], None):
+        with pytest.raises(AutopetError, match=r"two.bin: checksum differs"):
+            verify_sums(folder, names)
+    (folder / "three.bin").touch()
+    with pytest.raises(AutopetError, match=r"weights missing: .*three.bin is not named in SHA256SUMS"):
+        verify_sums(folder, ["three.bin"])
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(AutopetError, match="SHA256SUMS is missing"):
+        verify_sums(folder, [])
 
 
 def test_unknown_settings_are_errors():

@@ -9,62 +9,42 @@ dict has every encoder tensor again below `decoder.encoder.`.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from autopet.checkpoint import SUMS, verify_sums
-from autopet.errors import AutopetError, one_line
-from autopet.safe_load import safe_load
+from autopet.errors import AutopetError
+from autopet.pretrained import SHOWN, Report, Weights, misfit, read_weights, shape_text, unwrapped
 
-Weights = dict[str, torch.Tensor]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".model")
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-HOLDERS = ("network_weights", "state_dict")  # where nnU-Net v2, and v1 and others, keep the weights
 HEADS = {"seg_layers", "organ_seg_layers", "seg_outputs"}
 STEM = re.compile(r"encoder\.stem\.(?:(?!convs\.)(?P<id>[^.]+)\.)?(?P<rest>.+)")
 HEAD_REASON = "a segmentation head"
-SHOWN = 4  # names in a sentence
 
 
 @dataclass(frozen=True)
-class Report:
+class TransferReport(Report):
     """What became of the tensors of a checkpoint; a tensor that goes by several names is counted once.
 
-    `loaded` and `missing` together are the network's tensors, those in `missing` keep the values they had; `skipped`
-    are the checkpoint's, each with the reason. `stem` is the id of the stem that was taken from several,
-    `other_stems` are those that would have fitted, too.
+    `stem` is the id of the stem that was taken from several, `other_stems` are those that would have fitted, too.
     """
 
-    loaded: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    missing: tuple[str, ...]
     stem: str = ""
     other_stems: tuple[str, ...] = ()
 
-    def summary(self) -> str:
-        """The report in words."""
-        parts = [f"pretrained weights: {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors loaded"]
-        if self.stem:
-            rest = f" (the first that fits; so do {', '.join(self.other_stems)})" if self.other_stems else ""
-            parts.append(f"stem of {self.stem}{rest}")
-        if self.skipped:
-            reasons = Counter(reason for _, reason in self.skipped)
-            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            parts.append(f"{len(self.skipped)} of the checkpoint skipped: {counted}")
-        if self.missing:
-            more = f" and {len(self.missing) - SHOWN} more" if len(self.missing) > SHOWN else ""
-            parts.append(f"{len(self.missing)} keep their random start: {', '.join(self.missing[:SHOWN])}{more}")
-        return "; ".join(parts)
+    def remarks(self) -> list[str]:
+        """Which stem was taken."""
+        if not self.stem:
+            return []
+        rest = f" (the first that fits; so do {', '.join(self.other_stems)})" if self.other_stems else ""
+        return [f"stem of {self.stem}{rest}"]
 
 
-def load_pretrained(network: nn.Module, path: Path, *, stem: str = "") -> Report:
+def load_pretrained(network: nn.Module, path: Path, *, stem: str = "") -> TransferReport:
     """Copy pretrained weights into a network, in place, as far as names and shapes agree.
 
     Parameters
@@ -81,7 +61,7 @@ def load_pretrained(network: nn.Module, path: Path, *, stem: str = "") -> Report
 
     Returns
     -------
-    Report
+    TransferReport
 
     Raises
     ------
@@ -109,13 +89,8 @@ def load_pretrained(network: nn.Module, path: Path, *, stem: str = "") -> Report
     with torch.no_grad():
         for name, tensor in matched.items():
             own[name].copy_(tensor)
-    return Report(
-        loaded=tuple(name for name in own if name in matched),
-        skipped=tuple(skipped.items()),
-        missing=tuple(name for name in own if name not in matched),
-        stem=chosen or "",
-        other_stems=() if stem else tuple(id_ for id_ in fitting if id_ != chosen),
-    )
+    others = () if stem else tuple(id_ for id_ in fitting if id_ != chosen)
+    return TransferReport.of(own, matched, skipped, stem=chosen or "", other_stems=others)
 
 
 def _read(path: Path) -> Weights:
@@ -129,26 +104,7 @@ def _read(path: Path) -> Weights:
         if (path / SUMS).is_file():
             verify_sums(path)
         path = found[0]
-    if path.suffix != ".safetensors":
-        return _weights_of(safe_load(path, "cpu"), path)
-    if not path.is_file():
-        raise AutopetError(f"no checkpoint at {path}; give the path of pretrained weights")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise AutopetError(
-            f"{path}: not a whole safetensors file ({one_line(error)[:200]}); download or copy it again"
-        ) from error
-
-
-def _weights_of(checkpoint: Mapping, path: Path) -> Weights:
-    weights = next((checkpoint[key] for key in HOLDERS if key in checkpoint), checkpoint)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise AutopetError(
-            f"{path}: expected tensors by name, alone or below {' or '.join(HOLDERS)}, found the keys "
-            f"{', '.join(map(str, list(checkpoint)[:SHOWN]))}; give a checkpoint of nnU-Net, or a state dict"
-        )
-    return dict(weights)
+    return read_weights(path, what="checkpoint", give="a checkpoint of nnU-Net, or a state dict")
 
 
 def _unwrap(network: nn.Module) -> nn.Module:
@@ -159,8 +115,7 @@ def _unwrap(network: nn.Module) -> nn.Module:
 
 def _plain(name: str) -> str:
     """A tensor's name without the wrappers' prefixes, and without the detour through the decoder."""
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
+    name = unwrapped(name)
     return name.removeprefix("decoder.") if name.startswith("decoder.encoder.") else name
 
 
@@ -250,19 +205,13 @@ def _match(weights: Weights, own: Weights, names: Mapping[str, str]) -> tuple[We
         first = names.get(name, name)
         if HEADS & set(name.split(".")):
             skipped[name] = HEAD_REASON
-        elif first not in own:
-            skipped[name] = "not in this network"
-        elif own[first].shape != tensor.shape:
-            skipped[first] = f"of shape {_shape(tensor)} where the network has {_shape(own[first])}"
+        elif reason := misfit(first, tensor, own):
+            skipped[first] = reason
         elif first in matched and not torch.equal(matched[first], tensor):
             skipped[name] = f"unlike {first}, the same tensor by its other name, which was taken"
         else:
             matched[first] = tensor
     return matched, skipped
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "one number"
 
 
 def _check_body(matched: Weights, body: Weights, own: Weights, path: Path) -> None:
@@ -276,9 +225,9 @@ def _check_body(matched: Weights, body: Weights, own: Weights, path: Path) -> No
     encoder = [name for name in own if name.startswith("encoder.") and not STEM.fullmatch(name)]
     if any(name in matched for name in encoder):
         return
-    expected = f"{encoder[0]} of shape {_shape(own[encoder[0]])}" if encoder else "an encoder"
+    expected = f"{encoder[0]} of shape {shape_text(own[encoder[0]])}" if encoder else "an encoder"
     found = next(((name, tensor) for name, tensor in body.items() if "encoder" in name), None)
-    other = f"{found[0]} of shape {_shape(found[1])}" if found else ", ".join(list(body)[:SHOWN]) or "no tensors"
+    other = f"{found[0]} of shape {shape_text(found[1])}" if found else ", ".join(list(body)[:SHOWN]) or "no tensors"
     raise AutopetError(
         f"{path}: weights of another architecture, nothing fits the encoder: expected e.g. {expected}, found {other}; "
         "give a checkpoint of the same network (paper: nnU-Net's ResEncL, 6 stages)"

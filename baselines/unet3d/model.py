@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.data.utils import dense_patch_slices
-from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import ScaleIntensityRange
 from safetensors import SafetensorError
@@ -23,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from autopet.checkpoint import read_config, settings_from_dict
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError, one_line
+from autopet.sliding_window import Window, report, slide
 from autopet.volume import IDENTITY, Volume, resample
 
 METHOD = "unet3d"
@@ -31,7 +30,6 @@ CHANNELS = ("CT", "PET")  # of our models; the released checkpoint has PET, CT. 
 FILL = {"CT": -1024.0, "PET": 0.0}  # HU and SUV outside the field of view
 LOSSES = ("dice", "dice_ce")
 SAME_SPACING = 0.02  # a grid this close to the working spacing (as a share of it) is used as it is
-SLACK = 1.5  # a tile may take this much longer than the one timed before it
 
 
 @dataclass(frozen=True)
@@ -182,54 +180,6 @@ def lesion_mask(probability: np.ndarray, grid: Volume, target: Volume) -> Volume
 # The sliding window
 
 
-class Tiles:
-    """The network as MONAI's sliding window calls it, tile by tile as long as the time lasts.
-
-    A tile gives two channels: the logit of lesion less that of background, and 1. One for which no time is left gives 0
-    and 0, so that the first channel's average divided by the second's is the average over the tiles that did run.
-    """
-
-    def __init__(self, network: torch.nn.Module, deadline: Deadline, reserve_s: float) -> None:
-        self.network, self.deadline, self.reserve_s = network, deadline, reserve_s
-        self.skipped, self.tile_s = 0, 0.0
-        self._kept: torch.Tensor | None = None
-
-    def time_first(self, tile: torch.Tensor) -> None:
-        """Run and time the first tile (z = y = x = 0 for every overlap); it is not run again."""
-        if tile.is_cuda:
-            self(tile)  # the very first call also sets the GPU's libraries up
-        first = self(tile)
-        self._kept = None if self.skipped else first
-
-    def __call__(self, tile: torch.Tensor) -> torch.Tensor:
-        """(1, channels, z, y, x) to (1, 2, z, y, x)."""
-        if self._kept is not None:
-            kept, self._kept = self._kept, None
-            return kept
-        if not self.deadline.allows(self.tile_s * SLACK + self.reserve_s):
-            self.skipped += 1
-            return tile.new_zeros((len(tile), 2, *tile.shape[2:]))
-        started_s = self.deadline.elapsed_s
-        logits = self.network(tile)
-        difference = logits[:, 1:] - logits[:, :1]
-        if tile.is_cuda:
-            torch.cuda.synchronize()
-        self.tile_s = self.deadline.elapsed_s - started_s
-        return torch.cat([difference, torch.ones_like(difference)], dim=1)
-
-
-def count_tiles(shape: Sequence[int], window: Sequence[int], overlap: float) -> int:
-    """Tiles of MONAI's sliding window over a volume that is not smaller than the window."""
-    step = [w if w == n else max(int(w * (1 - overlap)), 1) for n, w in zip(shape, window, strict=True)]
-    return len(dense_patch_slices(shape, window, step))
-
-
-def choose_overlap(shape: Sequence[int], window: Sequence[int], overlap: float, tiles_left: float) -> float:
-    """The overlap, half of it, or none: the first for which no more than `tiles_left` tiles are needed; else none."""
-    fitting = (share for share in (overlap, overlap / 2) if count_tiles(shape, window, share) <= tiles_left)
-    return next(fitting, 0.0)
-
-
 @torch.inference_mode()
 def lesion_probability(
     network: torch.nn.Module,
@@ -242,9 +192,8 @@ def lesion_probability(
 ) -> np.ndarray:
     """Lesion probabilities by a sliding window that ends `reserve_s` seconds before the deadline.
 
-    Logits of overlapping tiles are averaged, then the softmax is taken. The first tile is timed: when the time does not
-    last for all tiles they overlap less. Tiles that come too late are left out; what no tile covers has probability 0.
-    Both are told to the deadline's journal.
+    Logits of overlapping tiles are averaged, then the softmax is taken. With a limit tiles overlap less, or are left
+    out, as `autopet.sliding_window.slide` says; what no tile covers has probability 0. The journal is told.
 
     Parameters
     ----------
@@ -256,42 +205,19 @@ def lesion_probability(
     (z, y, x) float32 array
     """
     deadline = deadline or Deadline()
-    size = image.shape[1:]
     step = 2 ** (len(settings.features) - 1)
-    window = [min(edge, math.ceil(n / step) * step) for n, edge in zip(size, settings.window, strict=True)]
-    missing = [(0, max(edge - n, 0)) for n, edge in zip(size, window, strict=True)]
-    padded = torch.from_numpy(np.pad(image, [(0, 0), *missing]))[None]
-    tiles = Tiles(network.eval(), deadline, reserve_s)
-    overlap = _overlap_in_time(tiles, padded, window, overlap=settings.overlap, device=device)
-    inferer = SlidingWindowInferer(window, 1, overlap, mode="constant", sw_device=device, device="cpu")
-    difference, share = inferer(padded, tiles)[0]
-    if tiles.skipped:
-        total = count_tiles(padded.shape[2:], window, overlap)
-        deadline.journal.drop(f"{tiles.skipped} of {total} tiles: no time left, their voxels count as background")
-    logit = torch.where(share > 0, difference / share.clamp_min(1e-6), -torch.inf)
-    return torch.sigmoid(logit).numpy()[: size[0], : size[1], : size[2]]
+    size = [min(edge, math.ceil(n / step) * step) for n, edge in zip(image.shape[1:], settings.window, strict=True)]
+    window = Window(tuple(size), settings.overlap)
+    network.eval()
 
+    def lesion_logit(tile: torch.Tensor) -> torch.Tensor:
+        logits = network(tile)
+        return logits[:, 1:] - logits[:, :1]
 
-def _overlap_in_time(
-    tiles: Tiles, padded: torch.Tensor, window: Sequence[int], *, overlap: float, device: str
-) -> float:
-    """The settings' overlap, or as much of it as the time that the first tile took allows."""
-    if not tiles.deadline.limited:
-        return overlap
-    depth, height, width = window
-    tiles.time_first(padded[:, :, :depth, :height, :width].to(device))
-    if tiles.skipped:  # not even one tile fits
-        tiles.skipped = 0  # counted by the pass itself
-        return 0.0
-    shape = padded.shape[2:]
-    left_s = tiles.deadline.remaining_s - tiles.reserve_s
-    chosen = choose_overlap(shape, window, overlap, 1 + left_s / max(tiles.tile_s * SLACK, 1e-9))
-    if chosen < overlap:
-        tiles.deadline.journal.drop(
-            f"overlap of tiles {chosen:g} instead of {overlap:g}: {count_tiles(shape, window, overlap)} tiles of "
-            f"{tiles.tile_s:.2g} s, {left_s:.0f} s left"
-        )
-    return chosen
+    voxels = torch.from_numpy(image)
+    found = slide(lesion_logit, voxels, window, device=device, deadline=deadline, reserve_s=reserve_s)
+    report(found, window, deadline)
+    return torch.sigmoid(found.logit).numpy()
 
 
 # The model folder

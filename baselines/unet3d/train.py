@@ -19,9 +19,9 @@ from autopet.checkpoint import publish_model
 from autopet.cohort import Case, labelled, write_table
 from autopet.errors import AutopetError
 from autopet.folders import whole_file
-from autopet.images import read_grid
 from autopet.memory import keep_large_blocks
 from autopet.progress import Meter
+from autopet.spacing import median_spacing_mm
 from autopet.work import claim_work, file_sizes
 from baselines.unet3d.model import CHANNELS, METHOD, Settings, build_network, lesion_probability, save_weights
 from baselines.unet3d.patches import Patches, cache_cases, plain_tensors
@@ -82,12 +82,6 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
 def _claim(work: Path, cases: Sequence[Case], settings: Settings) -> None:
     """Take the work folder for exactly these cases, known by their names and the sizes of their files."""
     claim_work(work, settings, [(case.name, file_sizes((case.ct, case.suv, case.mask))) for case in cases])
-
-
-def median_spacing_mm(cases: Sequence[Case]) -> tuple[float, ...]:
-    """Median voxel spacing of the cases along the patient's axes x, y, z, which are those of the working grid."""
-    spacings = [np.linalg.norm(read_grid(case.suv).affine[:3, :3], axis=1) for case in cases]
-    return tuple(round(float(value), 4) for value in np.median(spacings, axis=0))
 
 
 def hold_out(cases: Sequence[Case], share: float, seed: int) -> tuple[list[Case], list[Case]]:
