@@ -45,6 +45,9 @@ def train(
     pretrained: Annotated[
         Path | None, typer.Option(help="Checkpoint or folder to start from, for methods that can; says what it loaded.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Which cases are trained on, for methods that have a choice: paper or holdout.")
+    ] = None,
     split: Split = None,
     part: Part = "train",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -60,7 +63,10 @@ def train(
     presets = found.module("model").PRESETS
     if preset not in presets:
         raise AutopetError(f"{method} has no preset {preset!r}; it has {', '.join(presets)}")
-    start = [] if pretrained is None else [f"pretrained={json.dumps(str(pretrained.resolve()))}"]
+    if protocol is not None and not hasattr(presets[preset], "protocol"):
+        raise AutopetError(f"{method} is trained in one way only, it has no setting `protocol`; leave --protocol out")
+    given = {"pretrained": None if pretrained is None else str(pretrained.resolve()), "protocol": protocol}
+    start = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     settings = override(presets[preset], [*(assign or []), *start])
     work = out.resolve().parent / f".work-{out.name}"
     run = found.module("train").train
