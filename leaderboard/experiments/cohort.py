@@ -1,7 +1,8 @@
 """A converted cohort of phantoms around real organ maps, made for experiments: no DICOM, coarse voxels, known truth.
 
 <out>/<patient>/        SUV, CTres, SEG, ORGANS: a patient whose CT fits the PET
-<out>/<patient>-moved/  the same patient with the CT turned and shifted against the PET; everything else is equal
+<out>/<patient>-moved/  the same patient with the CT turned and shifted against the PET; everything else is equal;
+                        not in cohorts made without these copies
 <out>/prep.csv          as `autopet prep` writes it, so that training and running read the cohort
 <out>/phantoms.csv      what is known about every case: map, lesions, motion of the CT
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,9 @@ class Phantom:
     misaligned: bool
 
 
-def write_cohort(out: Path, *, organ_maps: Path, settings: CohortSettings, workers: int = 1) -> list[Phantom]:
+def write_cohort(
+    out: Path, *, organ_maps: Path, settings: CohortSettings, workers: int = 1, moved: bool = True
+) -> list[Phantom]:
     """Write the cohort, or what is missing of it.
 
     Parameters
@@ -74,11 +77,13 @@ def write_cohort(out: Path, *, organ_maps: Path, settings: CohortSettings, worke
         Folder of label maps (.nii.gz, labels of `data_prep.organ_maps.MAP_TISSUES`), one for each patient.
     workers : int
         Phantoms simulated side by side.
+    moved : bool
+        Whether every patient comes a second time, with the CT moved. The first is the same either way.
 
     Returns
     -------
     list of Phantom
-        Sorted by name; two for each patient, one with the CT in place and one with it moved.
+        Sorted by name; for each patient one with the CT in place and, with `moved`, one with it moved.
 
     Raises
     ------
@@ -87,7 +92,7 @@ def write_cohort(out: Path, *, organ_maps: Path, settings: CohortSettings, worke
     """
     maps = _find_maps(organ_maps, settings)
     with sole_writer(out):
-        _check_recipe(out, maps, settings)
+        _check_recipe(out, maps, settings, moved)
         remove_leftovers(out)
         patients = plan(
             settings.patients,
@@ -98,7 +103,8 @@ def write_cohort(out: Path, *, organ_maps: Path, settings: CohortSettings, worke
             maps=maps,
         )
         if not (out / PHANTOMS).is_file():
-            known = _write_patients(out, patients, maps, settings, workers)
+            write = partial(_write_patient, out=out, maps=maps, settings=settings, moved=moved)
+            known = _write_patients(patients, write, workers)
             write_rows(out, [row for rows, _ in known for row in rows])
             write_table(out / PHANTOMS, [fact for _, facts in known for fact in facts], COLUMNS)
     return read_phantoms(out)
@@ -127,8 +133,9 @@ def _find_maps(folder: Path, settings: CohortSettings) -> tuple[Path, ...]:
     return maps
 
 
-def _check_recipe(out: Path, maps: Sequence[Path], settings: CohortSettings) -> None:
-    text = json.dumps({"settings": asdict(settings), "maps": [path.name for path in maps]}, indent=2) + "\n"
+def _check_recipe(out: Path, maps: Sequence[Path], settings: CohortSettings, moved: bool) -> None:
+    recipe = {"settings": asdict(settings), "maps": [path.name for path in maps]}
+    text = json.dumps(recipe | ({} if moved else {"moved": False}), indent=2) + "\n"
     path = out / RECIPE
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise AutopetError(f"{out} holds a cohort with other settings or maps; give another folder or delete it")
@@ -137,9 +144,8 @@ def _check_recipe(out: Path, maps: Sequence[Path], settings: CohortSettings) -> 
 
 
 def _write_patients(
-    out: Path, patients: Sequence[Patient], maps: tuple[Path, ...], settings: CohortSettings, workers: int
+    patients: Sequence[Patient], write: Callable[[Patient], tuple[list[dict], list[dict]]], workers: int
 ) -> list[tuple[list[dict], list[dict]]]:
-    write = partial(_write_patient, out=out, maps=maps, settings=settings)
     jobs = run_jobs(write, patients, workers=min(workers, len(patients)))
     known = []
     for _, result in track(jobs, "phantoms", total=len(patients)):
@@ -150,17 +156,17 @@ def _write_patients(
 
 
 def _write_patient(
-    patient: Patient, *, out: Path, maps: tuple[Path, ...], settings: CohortSettings
+    patient: Patient, *, out: Path, maps: tuple[Path, ...], settings: CohortSettings, moved: bool
 ) -> tuple[list[dict], list[dict]]:
-    """Both cases of a patient: rows of prep.csv and of phantoms.csv. A patient written earlier is read, not redone."""
-    audits = [read_audit(out / name) for name in (patient.patient_id, patient.patient_id + MOVED)]
+    """A patient's cases: rows of prep.csv and of phantoms.csv. A patient written earlier is read, not redone."""
+    audits = [read_audit(out / (patient.patient_id + end)) for end in ("", MOVED)[: 1 + moved]]
     if not all(audits):
-        audits = _simulate_patient(patient, out, maps, settings)
+        audits = _simulate_patient(patient, out, maps, settings, moved)
     return [audit["row"] for audit in audits if audit], [audit["phantom"] for audit in audits if audit]
 
 
 def _simulate_patient(
-    patient: Patient, out: Path, maps: tuple[Path, ...], settings: CohortSettings
+    patient: Patient, out: Path, maps: tuple[Path, ...], settings: CohortSettings, moved: bool
 ) -> list[dict | None]:
     chosen = map_of(patient, maps, settings.seed)
     study = simulate(
@@ -171,13 +177,6 @@ def _simulate_patient(
         habitus=habitus_of(patient),
         organs=read_image(chosen),
     )
-    voxels = settings.largest_shift_voxels
-    motion = draw_motion(
-        patient.generator("motion"),
-        around=study.pet,
-        largest_degrees=settings.largest_degrees,
-        largest_mm=tuple(step * settings.pet_spacing_mm for step in voxels),
-    )
     facts = {
         "patient_id": patient.patient_id,
         "map": chosen.name,
@@ -185,9 +184,18 @@ def _simulate_patient(
         "centre": patient.centre,
         "positive": int(patient.positive),
     }
-    fixed = _write_case(out, study, facts | _motion_facts(study, None))
-    moved = _write_case(out, study, facts | _motion_facts(study, motion), motion=motion)
-    return [fixed, moved]
+    motions = [None, *([_motion_of(patient, study, settings)] if moved else [])]
+    return [_write_case(out, study, facts | _motion_facts(study, motion), motion=motion) for motion in motions]
+
+
+def _motion_of(patient: Patient, study: SimulatedStudy, settings: CohortSettings) -> RigidMotion:
+    x, y, z = (step * settings.pet_spacing_mm for step in settings.largest_shift_voxels)
+    return draw_motion(
+        patient.generator("motion"),
+        around=study.pet,
+        largest_degrees=settings.largest_degrees,
+        largest_mm=(x, y, z),
+    )
 
 
 def scanner_of(centre: str, settings: CohortSettings) -> Scanner:

@@ -14,7 +14,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -80,11 +80,12 @@ WHOLE_NUMBERS = ("seed", "positive", "misaligned")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished cell."""
+    """A finished cell. `facts` is what it found beside its rows, as JSON keeps it."""
 
     rows: tuple[Row, ...]
     train_s: float
     predict_s: float
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -117,31 +118,42 @@ def score_prediction(cell: Cell, phantom: Phantom, prediction: Volume, *, second
 
 
 def run_cells(
-    out: Path, cells: Sequence[Cell], run: Callable[[Cell], Outcome], *, workers: int = 1
+    out: Path,
+    cells: Sequence[Cell],
+    run: Callable[[Cell], Outcome],
+    *,
+    workers: int = 1,
+    needs: Mapping[Cell, Sequence[Cell]] | None = None,
 ) -> dict[Cell, Outcome]:
     """Run the cells that are not finished yet; results.csv is written anew after each.
 
     Parameters
     ----------
+    cells : sequence of Cell
+        They are begun in this order.
     run : callable
         Does the work of a cell. It may keep what it needs to go on with in files of its own.
     workers : int
         Cells that run side by side, each in a process of its own (`run` has to be importable by it) with its share of
         the cores, its messages in `<out>/logs`. On few cores, networks of this size learn faster one per core than
         one after the other on all of them.
+    needs : mapping, optional
+        Cells that have to be finished before a cell begins; they stand before it in `cells`.
 
     Returns
     -------
     dict
         All cells in their order, with those of earlier calls.
     """
-    known = {cell: read_outcome(_file(out, cell)) for cell in cells}
+    known = {cell: read_outcome(cell_file(out, cell)) for cell in cells}
     todo = [cell for cell in cells if known[cell] is None]
     if len(todo) < len(cells):
         console.print(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already", highlight=False)
-    done = _side_by_side(out, todo, run, workers) if workers > 1 else _in_turn(out, todo, run)
+    needs = needs or {}
+    assert all(set(needs.get(cell, ())) <= set(cells[:index]) for index, cell in enumerate(cells))
+    done = _side_by_side(out, todo, run, workers, needs) if workers > 1 else _in_turn(out, todo, run)
     for cell in track(done, "trained and tested", total=len(todo)):
-        known[cell] = read_outcome(_file(out, cell))
+        known[cell] = read_outcome(cell_file(out, cell))
         _write_known(out, known)
     _write_known(out, known)
     return {cell: outcome for cell, outcome in known.items() if outcome is not None}
@@ -154,18 +166,24 @@ def _write_known(out: Path, known: Mapping[Cell, Outcome | None]) -> None:
 def _in_turn(out: Path, todo: Sequence[Cell], run: Callable[[Cell], Outcome]) -> Iterator[Cell]:
     for cell in todo:
         console.print(cell.name, highlight=False)
-        _write_outcome(_file(out, cell), run(cell))
+        _write_outcome(cell_file(out, cell), run(cell))
         yield cell
 
 
-def _side_by_side(out: Path, todo: Sequence[Cell], run: Callable[[Cell], Outcome], workers: int) -> Iterator[Cell]:
+def _side_by_side(
+    out: Path,
+    todo: Sequence[Cell],
+    run: Callable[[Cell], Outcome],
+    workers: int,
+    needs: Mapping[Cell, Sequence[Cell]],
+) -> Iterator[Cell]:
     """Cells as they are done. The processes are no daemons: a training has processes of its own."""
     context, waiting = get_context("spawn"), list(todo)
     running: dict[Any, tuple[Cell, Any]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
+            while len(running) < workers and (cell := _next(waiting, [one for one, _ in running.values()], needs)):
+                waiting.remove(cell)
                 process = context.Process(target=_run_alone, args=(out, cell, run, workers))
                 process.start()
                 running[process.sentinel] = (cell, process)
@@ -182,6 +200,12 @@ def _side_by_side(out: Path, todo: Sequence[Cell], run: Callable[[Cell], Outcome
             process.join()
 
 
+def _next(waiting: Sequence[Cell], running: Sequence[Cell], needs: Mapping[Cell, Sequence[Cell]]) -> Cell | None:
+    """The first waiting cell that all it needs is finished for."""
+    unfinished = {*waiting, *running}
+    return next((cell for cell in waiting if unfinished.isdisjoint(needs.get(cell, ()))), None)
+
+
 def _run_alone(out: Path, cell: Cell, run: Callable[[Cell], Outcome], workers: int) -> None:
     """A cell in a process of its own."""
     import torch
@@ -195,7 +219,7 @@ def _run_alone(out: Path, cell: Cell, run: Callable[[Cell], Outcome], workers: i
     with path.open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-        _write_outcome(_file(out, cell), run(cell))
+        _write_outcome(cell_file(out, cell), run(cell))
 
 
 def _end_with_parent() -> None:
@@ -210,7 +234,8 @@ def _log(out: Path, cell: Cell) -> Path:
     return out / LOGS / f"{cell.name}.log"
 
 
-def _file(out: Path, cell: Cell) -> Path:
+def cell_file(out: Path, cell: Cell) -> Path:
+    """Where a finished cell is kept."""
     return out / CELLS / f"{cell.name}.json"
 
 
@@ -220,11 +245,12 @@ def read_outcome(path: Path) -> Outcome | None:
         return None
     known = json.loads(path.read_text(encoding="utf-8"))
     rows = tuple(_row_from_text(row) for row in known["rows"])
-    return Outcome(rows, float(known["train_s"]), float(known["predict_s"]))
+    return Outcome(rows, float(known["train_s"]), float(known["predict_s"]), known.get("facts", {}))
 
 
 def _write_outcome(path: Path, outcome: Outcome) -> None:
     known = {"train_s": outcome.train_s, "predict_s": outcome.predict_s, "rows": [_as_text(r) for r in outcome.rows]}
+    known |= {"facts": outcome.facts} if outcome.facts else {}
     with whole_file(path) as part:
         part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 

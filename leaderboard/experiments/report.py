@@ -27,7 +27,7 @@ from leaderboard.experiments.summary import (
 
 REPORT = "report.md"
 PICTURE = "seeds.svg"
-DIGITS = {"dice": 3, "fpv_ml": 1, "fnv_ml": 1}
+DIGITS = {"dice": 3, "fpv_ml": 1, "fnv_ml": 1, "pred_ml": 1, "gt_ml": 1, "auroc": 3, "seconds": 2, "threshold": 3}
 UNKNOWN = "\N{EN DASH}"
 
 
@@ -61,7 +61,7 @@ def report_text(rows: Sequence[Row], story: Story) -> str:
     parts = [
         f"# {story.title}",
         story.question,
-        _how(rows, story),
+        how(rows, story),
         "## Results",
         _reading_aid(rows),
         *_absolute_tables(rows),
@@ -82,7 +82,8 @@ def report_text(rows: Sequence[Row], story: Story) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _how(rows: Sequence[Row], story: Story) -> str:
+def how(rows: Sequence[Row], story: Story) -> str:
+    """How the numbers came about, as a list."""
     seeds = seeds_of(rows)
     lines = [
         f"- Command: `{story.command}`",
@@ -122,7 +123,7 @@ def _absolute_tables(rows: Sequence[Row]) -> list[str]:
             ]
             for variant in variants_of(rows)
         ]
-        tables.append(_table([_title(metric.name), *(group.title for group in groups)], lines))
+        tables.append(markdown_table([_title(metric.name), *(group.title for group in groups)], lines))
     return tables
 
 
@@ -138,7 +139,7 @@ def _difference_tables(rows: Sequence[Row], reference: str) -> list[str]:
             ]
             cells = [f"{show(one, metric.name, sign=True)} {_count(one, metric.name)}" for one in found]
             lines.append([variant, *cells])
-        tables.append(_table([f"{_title(metric.name)}, difference", *(group.title for group in groups)], lines))
+        tables.append(markdown_table([f"{_title(metric.name)}, difference", *(group.title for group in groups)], lines))
     return tables
 
 
@@ -153,7 +154,7 @@ def _cost_table(rows: Sequence[Row]) -> str:
         ]
         for variant in variants_of(rows)
     ]
-    return _table(["moved minus in place", *(_title(metric.name) for metric in METRICS)], lines)
+    return markdown_table(["moved minus in place", *(_title(metric.name) for metric in METRICS)], lines)
 
 
 def sentences(rows: Sequence[Row], reference: str) -> list[str]:
@@ -210,6 +211,7 @@ def _title(metric: str) -> str:
     return f"{found.title} ({found.unit})" if found.unit else found.title
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table; `lines` are its rows, as many cells each as `header`."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
