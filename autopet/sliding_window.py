@@ -13,6 +13,13 @@ from torch.nn.functional import pad
 from autopet.deadline import Deadline
 
 SLACK = 1.5  # a tile may take this much longer than the slowest of those before it
+EXPORT_SHARE = 0.05  # of the time limit, kept for the mask's file
+EXPORT_LEAST_S = 1.5  # more than the container keeps for empty masks, or it would give up a mask that is nearly there
+
+
+def export_reserve_s(deadline: Deadline) -> float:
+    """Seconds of a time limit that a method leaves for what follows its mask; 0 without a limit."""
+    return max(EXPORT_SHARE * deadline.limit_s, EXPORT_LEAST_S) if deadline.limited else 0.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from algorithms.swinmip.model import (  # noqa: E402
 )
 from algorithms.swinmip.preprocessing import Ranges  # noqa: E402
 from algorithms.swinmip.swin import build_classifier  # noqa: E402
+from autopet.sliding_window import export_reserve_s  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,12 +255,20 @@ class Clock:
         return self.now
 
 
-def slow_model(model: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, *, gate_s: float, load_s: float = 0.0):
-    """A loaded model whose gate, loading and tiles (10 s each) take their time; everything is a lesion."""
+def slow_model(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    *,
+    gate_s: float,
+    load_s: float = 0.0,
+    tile_s: float = 10.0,
+):
+    """A loaded model whose gate, loading and tiles take their time; everything is a lesion."""
 
     class Slow(torch.nn.Module):
         def forward(self, tile: torch.Tensor) -> torch.Tensor:
-            clock.now += 10.0
+            clock.now += tile_s
             return torch.full_like(tile[:, :1], 3.0)
 
     def passing(seconds: float, answer: Callable) -> Callable:
@@ -302,12 +311,23 @@ def test_a_mask_in_time_and_the_gate_counts(
     deadline = Deadline(limit_s, clock=clock)
     outputs = predict.predict(loaded, inputs, deadline)
     assert deadline.elapsed_s == elapsed_s
-    assert deadline.elapsed_s <= limit_s * (1 - predict.EXPORT_SHARE) or elapsed_s == gate_s
+    assert deadline.elapsed_s <= limit_s - export_reserve_s(deadline) or elapsed_s == gate_s
     assert outputs[LESIONS.slug].same_grid(inputs["pet"])
     assert outputs[LESIONS.slug].array.any() == (elapsed_s > gate_s)
     assert deadline.journal.stages["gate"] == gate_s
     assert len(deadline.journal.dropped) == len(dropped)
     assert all(text.startswith(start) for text, start in zip(deadline.journal.dropped, dropped, strict=True))
+
+
+@pytest.mark.parametrize("gate_s", [0.0, 1.0, 2.0, 2.3, 2.45])
+def test_a_short_limit_is_over_before_the_container_gives_up(
+    model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch, gate_s: float
+):
+    clock = Clock()
+    loaded = slow_model(model, monkeypatch, clock, gate_s=gate_s, tile_s=0.1)
+    outputs = predict.predict(loaded, inputs, Deadline(4.0, clock=clock))
+    assert outputs[LESIONS.slug].array.any()
+    assert clock.now < 4.0 - container.LAST_MARGIN_S - container.LAST_MARGIN_SHARE * 4.0
 
 
 def test_loading_from_a_slow_disk_counts(model: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch):

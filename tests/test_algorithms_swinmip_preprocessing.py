@@ -138,6 +138,7 @@ def test_an_empty_pet_stays_empty(suv: float, spacing_mm: tuple[float, ...]):
     found = prepare(images, Ranges((-799.2, 557.91), (1.14, 30.17)), SMALL, spacing_mm)
     assert found.image[0].std() > 0.5
     assert not found.image[1].any()
+    np.testing.assert_allclose(restore(torch.ones_like(found.image[:1]), found, grid).array, 1, atol=1e-6)
 
 
 def test_grids_that_are_one_within_the_tolerance_are_one():

@@ -375,6 +375,21 @@ def test_figures_show_the_numbers(published: tuple):
     assert [(float(line["x1"]) - left) / width for line in upright] == pytest.approx([0.5, 0.45], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dice.svg", "gate.svg"])
+def test_no_words_of_the_figures_are_cut_off(published: tuple, name: str):
+    """A letter of DejaVu Sans, which Linux shows, is 0.55 of the font's height wide on average in such words."""
+    picture = ElementTree.parse(published[0] / name).getroot()
+    height = float(picture.attrib["font-size"])
+    shares = {"start": 0.0, "middle": 0.5, "end": 1.0}  # of the words before their x
+    upright = [text for text in picture.findall("{http://www.w3.org/2000/svg}text") if "transform" not in text.attrib]
+    assert len(upright) > 9
+    for text in upright:
+        wide = 0.55 * height * len(text.text or "")
+        left = float(text.attrib["x"]) - shares[text.attrib.get("text-anchor", "start")] * wide
+        assert left >= 0, text.text
+        assert left + wide <= float(picture.attrib["width"]), text.text
+
+
 # Without a gate
 
 

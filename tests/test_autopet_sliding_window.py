@@ -14,7 +14,8 @@ pytest.importorskip("monai")
 
 from monai.inferers import sliding_window_inference  # noqa: E402
 
-from autopet.sliding_window import Pass, Window, report, slide  # noqa: E402
+from autopet.container import LAST_MARGIN_S, LAST_MARGIN_SHARE  # noqa: E402
+from autopet.sliding_window import Pass, Window, export_reserve_s, report, slide  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +162,14 @@ def test_the_slowest_tile_is_the_measure():
     deadline = Deadline(85.5, clock=lambda: network.now)
     found = slide(network, TALL, Window(TILE, 0.25), device="cpu", deadline=deadline)
     assert (found.tiles, found.skipped, found.tile_s) == (3, 1, 30.0)
+
+
+def test_more_is_left_for_the_export_than_the_container_keeps_for_itself():
+    """Else it would take a mask that is ready for one that is late."""
+    for limit_s in (1.0, 5.0, 20.0, 29.0, 31.0, 300.0, 36_000.0):
+        kept_s = LAST_MARGIN_S + LAST_MARGIN_SHARE * limit_s
+        assert kept_s + 0.3 < export_reserve_s(Deadline(limit_s)) <= 1.5 + 0.05 * limit_s
+    assert export_reserve_s(Deadline()) == 0.0
 
 
 def test_a_whole_pass_is_not_reported():

@@ -10,7 +10,7 @@ import numpy as np
 from autopet.thresholds import GRID
 
 LEFT, TOP, WIDTH, HEIGHT = 60.0, 24.0, 460.0, 260.0  # of the plot within the picture, pixels
-LEGEND = 190.0  # room on the right
+LEGEND = 230.0  # room on the right
 COLOURS = ("#7aa6d8", "#8cc08c", "#d8a86a", "#b58ccf", "#7fc4c4", "#c9c06a", "#a0a0a0")  # of the folds, in turns
 DARK, RED, BLUE = "#222222", "#d62728", "#1f77b4"
 TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -27,11 +27,11 @@ from algorithms.swinmip.model import (
 from algorithms.swinmip.preprocessing import Ranges
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError
+from autopet.sliding_window import export_reserve_s
 from autopet.sockets import CT, DATA_CENTRIC, LESIONS, PET, Inputs
 
 INPUTS = (PET, CT)
 OUTPUTS = (LESIONS, DATA_CENTRIC)
-EXPORT_SHARE = 0.05  # of the time limit, kept for the mask's file
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def predict(model: Model, inputs: Inputs, deadline: Deadline) -> dict:
         spacing_mm=model.spacing_mm,
         device=model.device,
         deadline=deadline,
-        reserve_s=EXPORT_SHARE * deadline.limit_s if deadline.limited else 0.0,
+        reserve_s=export_reserve_s(deadline),
     )
     with deadline.journal.stage("export"):
         mask = pet.with_array((probability.array >= model.threshold).astype(np.uint8))

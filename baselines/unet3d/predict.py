@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from autopet.deadline import Deadline
+from autopet.sliding_window import export_reserve_s
 from autopet.sockets import CT, DATA_CENTRIC, LESIONS, PET, Inputs
 from baselines.unet3d.model import Settings, lesion_mask, lesion_probability, load_network, prepare
 
 INPUTS = (PET, CT)
 OUTPUTS = (LESIONS, DATA_CENTRIC)
-EXPORT_SHARE = 0.05  # of the time limit, kept for the mask's way back and its file
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ def predict(model: Model, inputs: Inputs, deadline: Deadline) -> dict:
     with deadline.journal.stage("resample"):
         image, grid = prepare(images, model.channels, model.settings, model.spacing_mm)
     # back goes one image instead of two; the file that follows takes a time of the same order
-    reserve_s = deadline.elapsed_s - started_s
-    if deadline.limited:
-        reserve_s += EXPORT_SHARE * deadline.limit_s
+    reserve_s = deadline.elapsed_s - started_s + export_reserve_s(deadline)
     with deadline.journal.stage("network"):
         probability = lesion_probability(
             model.network, image, settings=model.settings, device=model.device, deadline=deadline, reserve_s=reserve_s
