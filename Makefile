@@ -12,7 +12,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not docker" -n auto --maxprocesses 4 --dist loadfile
 
 test-containers: $(VENV)/installed
-	$(BIN)/python -m pytest -m docker
+	$(BIN)/python -m pytest -m docker --durations=10
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
