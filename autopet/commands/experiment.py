@@ -19,6 +19,14 @@ class BudgetName(StrEnum):
     full = "full"
 
 
+class LesionTracerBudget(StrEnum):
+    """Size of LesionTracer's experiment."""
+
+    small = "small"
+    medium = "medium"
+    full = "full"
+
+
 app = typer.Typer()
 experiment = typer.Typer(help="Do a method's ideas work? Trains and tests its variants on phantoms, writes a report.")
 app.add_typer(experiment, name="experiment")
@@ -37,7 +45,13 @@ def lesiontracer(
     organ_maps: OrganMaps,
     out: Out,
     seeds: Seeds = 3,
-    budget: Budget = BudgetName.small,
+    budget: Annotated[
+        LesionTracerBudget,
+        typer.Option(
+            help="small: within 20 minutes on two cores with 3 seeds; medium: four times as long, enough to learn organs; "
+            "full: for a GPU."
+        ),
+    ] = LesionTracerBudget.small,
     device: Device = "auto",
 ) -> None:
     """nnU-Net against + misalignment, + organs and both of LesionTracer; a second call goes on with a killed one."""
