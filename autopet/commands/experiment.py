@@ -48,7 +48,7 @@ def lesiontracer(
     budget: Annotated[
         LesionTracerBudget,
         typer.Option(
-            help="small: within 20 minutes on two cores with 3 seeds; medium: four times as long, enough to learn organs; "
+            help="small: within 20 minutes on two cores with 3 seeds; medium: four times as long, for organs; "
             "full: for a GPU."
         ),
     ] = LesionTracerBudget.small,
