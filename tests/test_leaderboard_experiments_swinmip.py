@@ -26,18 +26,29 @@ from algorithms.swinmip.swin import build_classifier
 from autopet.cohort import Case, write_table
 from autopet.errors import AutopetError
 from autopet.images import read_image
+from autopet.volume import Volume
+from data_prep.phantom import plan
 from leaderboard.experiments import common, swinmip, swinmip_cells, swinmip_setup
-from leaderboard.experiments.cohort import MOVED, CohortSettings, Phantom, read_phantoms, write_cohort
+from leaderboard.experiments.cohort import (
+    MOVED,
+    CohortSettings,
+    Phantom,
+    RepeatedSettings,
+    Scan,
+    read_phantoms,
+    thinned,
+    write_cohort,
+)
 from leaderboard.experiments.common import Cell, Outcome, read_outcome, read_results, run_cells
 from leaderboard.experiments.swinmip import BUDGETS, SMALL, cells_of, run_experiment
 from leaderboard.experiments.swinmip_cells import gated_rows
 from leaderboard.experiments.swinmip_report import gate_sentences, loss_sentences, projection_sentences, report_text
-from leaderboard.experiments.swinmip_setup import Budget, Experiment
+from leaderboard.experiments.swinmip_setup import Budget, Experiment, first_scans
 from leaderboard.experiments.swinmip_tables import Findings, gate_table, projections_table, thresholds_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COHORT = CohortSettings(patients=16, pet_spacing_mm=16.0, ct_spacing_mm=16.0)
+COHORT = RepeatedSettings(patients=16, pet_spacing_mm=16.0, ct_spacing_mm=16.0, scans_per_patient=2)
 BLOCK_ML = 8 * 16**3 / 1000  # of the 2 x 2 x 2 voxels that the stand-ins hold for a lesion
 # loss -> probability in lesions and in that block
 PROBABILITIES = {"ce": (0.4, 0.2), "dice": (0.9, 0.8), "dice_ce": (0.7, 0.6), "dice_focal": (0.55, 0.45)}
@@ -77,7 +88,7 @@ def organ_maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cohort_folder(organ_maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen patients, once each; read only."""
+    """Sixteen patients with two scans each; read only."""
     folder = tmp_path_factory.mktemp("experiment") / "cohort"
     write_cohort(folder, organ_maps=organ_maps, settings=COHORT, moved=False)
     return folder
@@ -106,7 +117,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def test_a_cohort_without_moved_copies_has_the_same_patients_to_the_byte(organ_maps: Path, tmp_path: Path) -> None:
-    settings = replace(COHORT, patients=4)
+    settings = CohortSettings(patients=4, pet_spacing_mm=16.0, ct_spacing_mm=16.0)
     both = write_cohort(tmp_path / "both", organ_maps=organ_maps, settings=settings)
     once = write_cohort(tmp_path / "once", organ_maps=organ_maps, settings=settings, moved=False)
     assert [p.case.name for p in once] == [p.case.name for p in both if not p.misaligned]
@@ -118,6 +129,58 @@ def test_a_cohort_without_moved_copies_has_the_same_patients_to_the_byte(organ_m
     assert set(json.loads((tmp_path / "both/recipe.json").read_text())) == {"settings", "maps"}  # as ever
     with pytest.raises(AutopetError, match="other settings or maps"):
         write_cohort(tmp_path / "once", organ_maps=organ_maps, settings=settings)
+
+
+def test_scans_of_a_patient_share_the_map_and_take_turns_with_lesions(organ_maps: Path, tmp_path: Path) -> None:
+    settings = replace(COHORT, patients=4, scans_per_patient=3)
+    phantoms = write_cohort(tmp_path / "c", organ_maps=organ_maps, settings=settings, moved=False)
+    assert len(phantoms) == 4 * 3
+    facts = pd.read_csv(tmp_path / "c/phantoms.csv").set_index("case")
+    for patient in {phantom.case.patient_id for phantom in phantoms}:
+        scans = [phantom for phantom in phantoms if phantom.case.patient_id == patient]
+        assert [scan.case.name for scan in scans] == [patient, f"{patient}-scan2", f"{patient}-scan3"]
+        assert [scan.first for scan in scans] == [True, False, False]
+        assert [scan.positive for scan in scans] == [scans[0].positive, not scans[0].positive, scans[0].positive]
+        assert len({facts["map"][scan.case.name] for scan in scans}) == 1
+        images = [read_image(scan.case.suv) for scan in scans]
+        masks = [read_image(scan.case.mask).array != 0 for scan in scans]
+        assert [mask.any() for mask in masks] == [scan.positive for scan in scans]
+        assert all(images[0].same_grid(image) for image in images[1:])
+        assert not scans[0].positive or (masks[0] != masks[2]).any()
+        assert len({image.array.tobytes() for image in images}) == 3
+    assert Counter(phantom.positive for phantom in phantoms if phantom.first) == {True: 2, False: 2}
+    before = files_of(tmp_path / "c")
+    (tmp_path / "c/phantoms.csv").unlink()
+    shutil.rmtree(phantoms[1].case.suv.parent)  # a second scan
+    write_cohort(tmp_path / "c", organ_maps=organ_maps, settings=settings, moved=False)
+    assert files_of(tmp_path / "c") == before
+
+
+def test_scans_with_lesions_of_patients_planned_without_have_the_cancers_of_their_tracer() -> None:
+    planned = plan(200, seed=1, size="small", tracer="mixed", positive_fraction=0.5)
+    for patient in planned:
+        first, second, third = (Scan(patient, number) for number in (1, 2, 3))
+        assert first.diagnosis == third.diagnosis == patient.diagnosis
+        assert (second.diagnosis == "NEGATIVE") == patient.positive
+    drawn = {
+        tracer: {Scan(p, 2).diagnosis for p in planned if p.tracer == tracer and not p.positive}
+        for tracer in ("FDG", "PSMA")
+    }
+    assert drawn == {  # as in the patients who are planned with lesions
+        tracer: {p.diagnosis for p in planned if p.tracer == tracer and p.positive} for tracer in ("FDG", "PSMA")
+    }
+
+
+def test_a_thinned_map_keeps_voxels_where_they_were() -> None:
+    array = np.random.default_rng(0).integers(0, 11, (13, 9, 8))
+    volume = Volume(array, (2.0, 3.0, 5.5), (7.0, -4.0, 100.0), (-1.0, 0, 0, 0, -1, 0, 0, 0, 1))
+    found = thinned(volume, 6.0)  # steps 3, 2 and 1 along x, y and z
+    assert found.spacing_mm == (6.0, 6.0, 5.5)
+    assert found.shape == (13, 5, 3)
+    for x, y, z in ((0, 0, 0), (2, 4, 12), (1, 3, 5)):
+        assert found.array[z, y, x] == array[z, 2 * y, 3 * x]
+        assert found.affine @ [x, y, z, 1] == pytest.approx(volume.affine @ [3 * x, 2 * y, z, 1])
+    assert thinned(volume, 1.0).array.tobytes() == array.tobytes()  # never finer
 
 
 def test_cells_keep_their_facts_and_those_without_look_as_before(tmp_path: Path) -> None:
@@ -179,6 +242,27 @@ def test_parts_and_folds_of_published_budgets_have_both_tracers_half_of_each_wit
             assert seen == Counter(p.case.name for p in parts["train"])
         tests.add(tuple(p.case.name for p in parts["test"]))
     assert len(tests) > 1
+
+
+def test_all_scans_of_a_patient_go_where_the_first_goes() -> None:
+    once = fake_phantoms(48)
+    more = [
+        replace(phantom, case=replace(phantom.case, name=f"{phantom.case.name}-scan{n}"), positive=not phantom.positive)
+        for phantom in once
+        for n in (2, 3)
+    ]
+    alone, repeated = (Experiment(Path("x"), SMALL, tuple(given), "cpu") for given in (once, [*once, *more]))
+
+    def check(few: list[Phantom], many: list[Phantom]) -> None:
+        assert first_scans(many) == few
+        patients = Counter(p.case.patient_id for p in many)
+        assert patients == Counter({p.case.patient_id: 3 for p in few})
+
+    for part in ("train", "val", "test"):
+        check(alone.part(1, part), repeated.part(1, part))
+    for fold in range(2):
+        for few, many in zip(alone.fold(1, fold, of=2), repeated.fold(1, fold, of=2), strict=True):
+            check(few, many)
 
 
 def test_settings_of_cells_differ_in_loss_and_seed_alone() -> None:
@@ -314,7 +398,7 @@ def test_all_four_questions_are_answered_as_counted_by_hand(
     gate = pd.read_csv(out / "gate.csv")
     assert gate.threshold.to_numpy() == pytest.approx([0.7, 0.63] * 2)  # positives 0.7, negatives 0.3; margin 0.1
     assert gate.margin.tolist() == [0.0, 0.1] * 2
-    for name, count in (("held", 2), ("test", 2)):
+    for name, count in (("held", 4), ("test", 4)):  # 4 patients, one scan of two with lesions and one without
         assert (gate[f"{name}_negatives_caught"] == count).all()
         assert (gate[f"{name}_positives"] == count).all()
         assert (gate[f"{name}_positives_caught"] == 0).all()
@@ -341,11 +425,13 @@ def test_trainings_see_no_held_out_and_no_test_patient_and_losses_see_the_same(
     go(organ_maps, out)
     experiment = Experiment(out, MICRO, tuple(read_phantoms(out / "cohort")), "cpu")
     train = {p.case.name: p.positive for p in experiment.part(0, "train")}
+    first = {p.case.name for p in experiment.part(0, "train") if p.case.name == p.case.patient_id}
+    assert len(train) == 2 * len(first) == 16
     segmenters = {(what[1], what[2]): what[4:] for what in stand_ins.trained if what[0] == "segmenter"}
     assert set(segmenters) == {("ce", 0), ("ce", 1), ("dice", 0), ("dice_ce", 0), ("dice_focal", 0)}
     assert len({segmenters[loss, 0] for loss in LOSSES}) == 1
     for training, validation in segmenters.values():
-        assert sorted((*training, *validation)) == sorted(name for name, positive in train.items() if positive)
+        assert sorted((*training, *validation)) == sorted(name for name in first if train[name])
     assert not set(segmenters["ce", 0][1]) & set(segmenters["ce", 1][1])
     classifiers = [what for what in stand_ins.trained if what[0] == "classifier"]
     assert Counter(what[1] for what in classifiers) == Counter(dict.fromkeys(PROJECTIONS, MICRO.classifier_folds))
@@ -353,6 +439,10 @@ def test_trainings_see_no_held_out_and_no_test_patient_and_losses_see_the_same(
         assert all(train[f"{name}".removesuffix(".npy")] for name in (*positives, *val_positives))
         assert not any(train[name] for name in (*negatives, *val_negatives))
         assert sorted((*positives, *negatives, *val_positives, *val_negatives)) == sorted(train)
+        patients = [{name.partition("-scan")[0] for name in (*one, *other)} for one, other in (
+            (positives, negatives), (val_positives, val_negatives)
+        )]  # fmt: skip
+        assert not patients[0] & patients[1]
 
 
 def test_a_killed_experiment_goes_on_and_a_finished_one_is_left_alone(
@@ -538,8 +628,10 @@ def test_a_tiny_experiment_with_real_trainings_ends_with_a_report(
     assert outcome is not None
     assert all(len(curve) == 199 for curve in outcome.facts["test_curves"].values())
     assert all(0 <= score <= 1 for score in pd.read_csv(out / "scores.csv").score)
-    # the score of the gate is the mean over its projections: the same networks, asked one by one
+    # the score of the gate is the mean over its projections: the same networks, asked one by one, or all at once
     scores = pd.read_csv(out / "scores.csv")
+    assert scores.part.value_counts().to_dict() == {"val": 8, "test": 8}
+    assert sorted(scores.case[scores.seconds.notna()]) == sorted(table.case.unique())
     assert scores.score.to_numpy() == pytest.approx((scores.x + scores.y).to_numpy() / 2, abs=1e-6)
     for name in ("losses", "projections", "gate", "thresholds"):
         assert f"]({name}.svg)" in report

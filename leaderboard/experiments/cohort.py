@@ -3,6 +3,7 @@
 <out>/<patient>/        SUV, CTres, SEG, ORGANS: a patient whose CT fits the PET
 <out>/<patient>-moved/  the same patient with the CT turned and shifted against the PET; everything else is equal;
                         not in cohorts made without these copies
+<out>/<patient>-scan2/  a further scan of the patient, in cohorts of `RepeatedSettings`
 <out>/prep.csv          as `autopet prep` writes it, so that training and running read the cohort
 <out>/phantoms.csv      what is known about every case: map, lesions, motion of the CT
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from autopet.folders import remove_leftovers, sole_writer, whole_file, whole_fol
 from autopet.images import find_images, read_image
 from autopet.parallel import LostProcessError, run_jobs
 from autopet.progress import track
+from autopet.volume import Volume
 from data_prep.alignment import ct_on_grid
 from data_prep.imaging import SCANNERS, Scanner
 from data_prep.phantom import Patient, habitus_of, map_of, plan
@@ -36,6 +38,9 @@ FIELD_MM = (448.0, 312.0)  # width and depth of the images
 RECIPE = "recipe.json"
 PHANTOMS = "phantoms.csv"
 MOVED = "-moved"  # at the end of the names of cases whose CT does not fit
+SCAN = "-scan"  # and a number: at the end of the names of a patient's further scans
+NEGATIVE = "NEGATIVE"  # the diagnosis of scans without lesions
+CANCERS = {"FDG": ("LUNG_CANCER", "LYMPHOMA", "MELANOMA"), "PSMA": ("PROSTATE_CANCER",)}
 COLUMNS = (
     "case", "patient_id", "map", "tracer", "centre", "positive", "lesions", "lesion_ml", "misaligned", "rotation_x_deg",
     "rotation_y_deg", "rotation_z_deg", "shift_x_mm", "shift_y_mm", "shift_z_mm", "displacement_mm",
@@ -56,12 +61,66 @@ class CohortSettings:
 
 
 @dataclass(frozen=True)
+class RepeatedSettings(CohortSettings):
+    """A cohort with several scans of every patient: the same organs and build, other uptake, lesions and noise.
+
+    Scans with and without lesions take turns, so that a patient's organs do not tell which of them it is. The first is
+    as the plan of the cohort says.
+    """
+
+    scans_per_patient: int = 4
+    map_spacing_mm: float = 8.0  # organ maps are thinned to about this: fine ones cost more than the rest of a scan
+
+
+def scans_of(settings: CohortSettings) -> int:
+    """How often each patient is scanned."""
+    return settings.scans_per_patient if isinstance(settings, RepeatedSettings) else 1
+
+
+@dataclass(frozen=True)
 class Phantom:
     """A case and what is known about it."""
 
     case: Case
     positive: bool
     misaligned: bool
+
+    @property
+    def first(self) -> bool:
+        """Whether it is its patient's first scan, with the CT in place."""
+        return self.case.name == self.case.patient_id
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One of a patient's scans."""
+
+    patient: Patient
+    number: int  # from 1
+
+    @property
+    def name(self) -> str:
+        """Of its case."""
+        return self.patient.patient_id + (f"{SCAN}{self.number}" if self.number > 1 else "")
+
+    @property
+    def positive(self) -> bool:
+        """Whether it has lesions."""
+        return self.patient.positive == (self.number % 2 == 1)
+
+    @property
+    def diagnosis(self) -> str:
+        """Where lesions grow. Of a patient who is planned without any it is drawn."""
+        if not self.positive:
+            return NEGATIVE
+        if self.patient.positive:
+            return self.patient.diagnosis
+        known = CANCERS[self.patient.tracer]
+        return known[int(self.generator("diagnosis").integers(len(known)))]
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Random numbers that only the scan and a purpose decide."""
+        return self.patient.generator(purpose if self.number == 1 else f"{purpose}-{self.number}")
 
 
 def write_cohort(
@@ -83,7 +142,7 @@ def write_cohort(
     Returns
     -------
     list of Phantom
-        Sorted by name; for each patient one with the CT in place and, with `moved`, one with it moved.
+        Sorted by name; for each scan one with the CT in place and, with `moved`, one with it moved.
 
     Raises
     ------
@@ -159,39 +218,58 @@ def _write_patient(
     patient: Patient, *, out: Path, maps: tuple[Path, ...], settings: CohortSettings, moved: bool
 ) -> tuple[list[dict], list[dict]]:
     """A patient's cases: rows of prep.csv and of phantoms.csv. A patient written earlier is read, not redone."""
-    audits = [read_audit(out / (patient.patient_id + end)) for end in ("", MOVED)[: 1 + moved]]
+    scans = [Scan(patient, number + 1) for number in range(scans_of(settings))]
+    audits = [read_audit(out / (scan.name + end)) for scan in scans for end in ("", MOVED)[: 1 + moved]]
     if not all(audits):
-        audits = _simulate_patient(patient, out, maps, settings, moved)
+        chosen = map_of(patient, maps, settings.seed)
+        organs = read_image(chosen)
+        if isinstance(settings, RepeatedSettings):
+            organs = thinned(organs, settings.map_spacing_mm)
+        simulate_scan = partial(_simulate_scan, out=out, map_name=chosen.name, settings=settings, moved=moved)
+        audits = [audit for scan in scans for audit in simulate_scan(scan, organs)]
     return [audit["row"] for audit in audits if audit], [audit["phantom"] for audit in audits if audit]
 
 
-def _simulate_patient(
-    patient: Patient, out: Path, maps: tuple[Path, ...], settings: CohortSettings, moved: bool
+def thinned(volume: Volume, spacing_mm: float) -> Volume:
+    """Every n-th voxel along each axis, the first included, so that they lie about `spacing_mm` apart."""
+    x, y, z = (max(1, round(spacing_mm / own_mm)) for own_mm in volume.spacing_mm)
+    width, depth, height = volume.spacing_mm
+    array = np.ascontiguousarray(volume.array[::z, ::y, ::x])
+    return replace(volume, array=array, spacing_mm=(width * x, depth * y, height * z))
+
+
+def _simulate_scan(
+    scan: Scan, organs: Volume, *, out: Path, map_name: str, settings: CohortSettings, moved: bool
 ) -> list[dict | None]:
-    chosen = map_of(patient, maps, settings.seed)
+    patient = scan.patient
     study = simulate(
-        patient.generator("study"),
+        scan.generator("study"),
         scanner=scanner_of(patient.centre, settings),
         tracer=patient.tracer,
-        diagnosis=patient.diagnosis,
+        diagnosis=scan.diagnosis,
         habitus=habitus_of(patient),
-        organs=read_image(chosen),
+        organs=organs,
     )
     facts = {
         "patient_id": patient.patient_id,
-        "map": chosen.name,
+        "map": map_name,
         "tracer": patient.tracer,
         "centre": patient.centre,
-        "positive": int(patient.positive),
+        "positive": int(scan.positive),
     }
-    motions = [None, *([_motion_of(patient, study, settings)] if moved else [])]
-    return [_write_case(out, study, facts | _motion_facts(study, motion), motion=motion) for motion in motions]
+    motions = [None, *([_motion_of(scan, study, settings)] if moved else [])]
+    return [
+        _write_case(
+            out / (scan.name + (MOVED if motion else "")), study, facts | _motion_facts(study, motion), motion=motion
+        )
+        for motion in motions
+    ]
 
 
-def _motion_of(patient: Patient, study: SimulatedStudy, settings: CohortSettings) -> RigidMotion:
+def _motion_of(scan: Scan, study: SimulatedStudy, settings: CohortSettings) -> RigidMotion:
     x, y, z = (step * settings.pet_spacing_mm for step in settings.largest_shift_voxels)
     return draw_motion(
-        patient.generator("motion"),
+        scan.generator("motion"),
         around=study.pet,
         largest_degrees=settings.largest_degrees,
         largest_mm=(x, y, z),
@@ -226,9 +304,9 @@ def _motion_facts(study: SimulatedStudy, motion: RigidMotion | None) -> dict[str
     return {"misaligned": 1, **dict(zip(COLUMNS[9:-1], numbers, strict=True)), COLUMNS[-1]: moved_mm}
 
 
-def _write_case(out: Path, study: SimulatedStudy, facts: dict, *, motion: RigidMotion | None = None) -> dict:
+def _write_case(folder: Path, study: SimulatedStudy, facts: dict, *, motion: RigidMotion | None = None) -> dict:
     """One case folder, whole or not at all; returns what its audit.json says."""
-    name = facts["patient_id"] + (MOVED if motion else "")
+    name = folder.name
     ct = move(study.ct, motion) if motion else study.ct
     images = {
         "SUV": study.pet.with_array(study.pet.array.astype(np.float32)),
@@ -240,7 +318,7 @@ def _write_case(out: Path, study: SimulatedStudy, facts: dict, *, motion: RigidM
     row = row_of(name, patient_id=facts["patient_id"], status="converted", folder=name, suv_kind="phantom", **found)
     row |= {"tracer": facts["tracer"], "centre": facts["centre"]}
     facts = {"case": name, **facts, "lesions": found["lesions"], "lesion_ml": found["lesion_ml"]}
-    with whole_folder(out / name) as part:
+    with whole_folder(folder) as part:
         files = write_images(part, images)
         write_audit(part, files=files, row=row, images=images, phantom=facts)
     return {"row": row, "phantom": facts}

@@ -20,7 +20,7 @@ from autopet.errors import AutopetError
 from autopet.folders import sole_writer
 from autopet.parallel import default_workers
 from autopet.progress import console
-from leaderboard.experiments.cohort import CohortSettings, fingerprint, write_cohort
+from leaderboard.experiments.cohort import RepeatedSettings, fingerprint, scans_of, write_cohort
 from leaderboard.experiments.common import (
     Cell,
     Outcome,
@@ -47,10 +47,10 @@ from leaderboard.experiments.swinmip_tables import Findings
 
 COHORT = "cohort"
 SMALL = Budget(
-    cohort=CohortSettings(pet_spacing_mm=10.0, ct_spacing_mm=10.0),
+    cohort=RepeatedSettings(pet_spacing_mm=10.0, ct_spacing_mm=10.0, scans_per_patient=8),
     held_fraction=1 / 4,
     test_fraction=1 / 4,
-    classifier_folds=3,
+    classifier_folds=2,
     training=replace(
         PRESETS["demo"],
         folds=2,
@@ -61,14 +61,20 @@ SMALL = Budget(
         batch=2,  # a batch of one costs twice as much per patch on a CPU
         learning_rate=1.5e-2,
         cycles=3,
-        epochs_per_cycle=5,
+        epochs_per_cycle=4,
         cls_spacing_mm=(10.0, 10.0, 10.0),
-        cls_cycles=5,
-        cls_epochs_per_cycle=12,
+        cls_size=(32, 96),  # about a pixel per voxel
+        cls_embedding=64,  # wide and with two stages: a narrow one with three learnt nothing in as many steps
+        cls_depths=(2, 2),
+        cls_heads=(4, 8),
+        cls_batch=16,
+        cls_augmentation_probability=0.2,
+        cls_cycles=3,
+        cls_epochs_per_cycle=8,
     ),
 )
 FULL = Budget(
-    cohort=CohortSettings(pet_spacing_mm=4.0, ct_spacing_mm=4.0),
+    cohort=RepeatedSettings(pet_spacing_mm=4.0, ct_spacing_mm=4.0, scans_per_patient=8, map_spacing_mm=4.0),
     held_fraction=1 / 4,
     test_fraction=1 / 4,
     classifier_folds=5,
@@ -185,7 +191,8 @@ NOTES = (
     "A seed decides the split of the patients, the first weights and the patches; all variants of a seed share its "
     "split. Absolute numbers therefore spread with the split, differences between variants of a seed do not.",
     "Three parts by patient: training, held-out (thresholds are chosen there, and nowhere else) and test. "
-    "Segmentation is trained on positive scans alone, the classifier on both kinds.",
+    "A patient's scans share organs and build; uptake, lesions and noise are drawn anew. Segmentation is trained on "
+    "positive scans alone, and has one scan of each patient; the classifiers have all scans of both kinds.",
     "The losses are compared on fold 0: same patients, same first weights, same patches, same number of steps. Of a "
     "training's cycles the one with the best top-k AUROC on the fold's validation scans is kept, as the paper does.",
     "Budgets were fixed before any test result was looked at.",
@@ -222,8 +229,8 @@ def _question(budget: Budget) -> str:
     facts = budget.cohort
     return (
         "Four claims of the paper (A. Galdran, Robust PET/CT Lesion Segmentation on Whole-Body Scans), each tried with "
-        f"small networks on {facts.patients} phantom patients around real organ maps (FDG and PSMA, "
-        f"{1 - facts.positive_fraction:.0%} without lesions, voxels of {facts.pet_spacing_mm:g} mm)."
+        f"small networks on {facts.patients} phantom patients around real organ maps, {scans_of(facts)} scans of each "
+        f"(FDG and PSMA, {1 - facts.positive_fraction:.0%} without lesions, voxels of {facts.pet_spacing_mm:g} mm)."
     )
 
 
@@ -233,6 +240,7 @@ def announce(budget: Budget, seeds: int) -> None:
     segmenters = len({*fold_variants(training.folds), *loss_variants()})
     console.print(
         f"{seeds} x {segmenters} segmentations of {training.cycles * training.epochs_per_cycle} epochs, "
-        f"{seeds} x {3 * budget.classifier_folds} classifiers, {budget.cohort.patients} patients",
+        f"{seeds} x {3 * budget.classifier_folds} classifiers, {budget.cohort.patients} patients with "
+        f"{scans_of(budget.cohort)} scans each",
         highlight=False,
     )

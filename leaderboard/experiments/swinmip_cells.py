@@ -17,6 +17,7 @@ from algorithms.swinmip.classifier import load_classifier, scan_score, train_cla
 from algorithms.swinmip.inference import Network, lesion_probability
 from algorithms.swinmip.model import PROJECTIONS, classifier_file, load_segmenter
 from algorithms.swinmip.segmenter import METRICS, train_segmenter
+from algorithms.swinmip.swin import Classifier
 from autopet.cohort import Case, read_table
 from autopet.folders import whole_file
 from autopet.images import read_image
@@ -35,6 +36,7 @@ from leaderboard.experiments.swinmip_setup import (
     Experiment,
     cached_cases,
     cached_volumes,
+    first_scans,
     fold_variants,
     loss_and_fold,
     loss_variants,
@@ -58,7 +60,7 @@ def _segmentation(experiment: Experiment, cell: Cell) -> Outcome:
     """Train a loss on a fold; test it when it is compared with other losses, validate it when it joins the ensemble."""
     loss, fold = loss_and_fold(cell.variant)
     training, validation = (
-        [phantom for phantom in phantoms if phantom.positive]
+        [phantom for phantom in first_scans(phantoms) if phantom.positive]
         for phantoms in experiment.fold(cell.seed, fold, of=experiment.budget.training.folds)
     )
     trained = _trained_segmenter(experiment, cell, training, validation)
@@ -70,7 +72,7 @@ def _segmentation(experiment: Experiment, cell: Cell) -> Outcome:
     if cell.variant in fold_variants(experiment.budget.training.folds):
         facts["validation_curves"] = _curves(experiment, cell.seed, networks, validation)
     if cell.variant in loss_variants():
-        rows, more = _test(experiment, cell, networks)
+        rows, more = _test(experiment, cell, networks, networks)
         facts |= more
     return Outcome(tuple(rows), trained["seconds"], round(time.monotonic() - started, 2), facts)
 
@@ -110,22 +112,24 @@ def trained_once(weights: Path, work: Path, train: Callable[[], Mapping[str, Any
 
 
 def _ensemble(experiment: Experiment, cell: Cell) -> Outcome:
-    """Test the mean of the cross-entropy folds. Every scan loads the networks anew, as a container does."""
+    """Test the mean of the cross-entropy folds. Every test scan loads the networks anew, as a container does."""
     started = time.monotonic()
     settings = experiment.settings(cell.seed)
     weights = [experiment.model(cell.seed, segmenter_name(variant)) for variant in fold_variants(settings.folds)]
-    networks = [partial(load_segmenter, path, settings) for path in weights]
-    rows, facts = _test(experiment, cell, networks)
+    loaders = [partial(load_segmenter, path, settings) for path in weights]
+    rows, facts = _test(experiment, cell, [load() for load in loaders], loaders)
     return Outcome(tuple(rows), 0.0, round(time.monotonic() - started, 2), facts)
 
 
-def _test(experiment: Experiment, cell: Cell, networks: Sequence[Network]) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of all test cases at 0.5 and at the threshold chosen on held-out positives; facts: curves, threshold."""
-    held = [phantom for phantom in experiment.part(cell.seed, "val") if phantom.positive]
-    held_curves = _curves(experiment, cell.seed, networks, held)
+def _test(
+    experiment: Experiment, cell: Cell, held_networks: Sequence[Network], networks: Sequence[Network]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of the test patients at 0.5 and at the threshold chosen on held-out positives; facts: curves, threshold."""
+    held = [phantom for phantom in first_scans(experiment.part(cell.seed, "val")) if phantom.positive]
+    held_curves = _curves(experiment, cell.seed, held_networks, held)
     threshold, _ = best_threshold(np.array(list(held_curves.values())))
     rows, test_curves = [], {}
-    for phantom in track(experiment.part(cell.seed, "test"), f"{cell.name}: test cases"):
+    for phantom in track(first_scans(experiment.part(cell.seed, "test")), f"{cell.name}: test cases"):
         started = time.monotonic()
         found = _probability(experiment, cell.seed, networks, phantom.case)
         seconds = time.monotonic() - started
@@ -172,12 +176,7 @@ def _gate(experiment: Experiment, cell: Cell) -> Outcome:
     """Train the classifiers of all projections, choose the gate on held-out scans, and put it before the ensemble."""
     trained = {axis: _trained_classifiers(experiment, cell.seed, axis) for axis in PROJECTIONS}
     started = time.monotonic()
-    _scores(experiment, cell.seed, experiment.part(cell.seed, "val")[0], "val")  # imports count for no scan
-    scores = [
-        _scores(experiment, cell.seed, phantom, part)
-        for part in ("val", "test")
-        for phantom in track(experiment.part(cell.seed, part), f"{cell.name}: scores of part {part}")
-    ]
+    scores = _all_scores(experiment, cell)
     held = [score for score in scores if score["part"] == "val"]
     gate = gate_threshold(
         [score["score"] for score in held if score["positive"]],
@@ -227,25 +226,49 @@ def _train_classifier(experiment: Experiment, seed: int, axis: str, fold: int) -
     )
 
 
-def _scores(experiment: Experiment, seed: int, phantom: Phantom, part: str) -> dict[str, Any]:
-    """A scan's score by the gate's projections, with its seconds (loading included), and by each projection alone."""
-    started = time.monotonic()
-    score = _score(experiment, seed, phantom.case, experiment.settings(seed).cls_projections)
-    seconds = round(time.monotonic() - started, 3)
-    alone = {axis: _score(experiment, seed, phantom.case, (axis,)) for axis in PROJECTIONS}
-    known = {"case": phantom.case.name, "tracer": phantom.case.tracer, "positive": int(phantom.positive), "part": part}
-    return known | {"score": score, "seconds": seconds} | alone
+def _all_scores(experiment: Experiment, cell: Cell) -> list[dict[str, Any]]:
+    """Scores of all scans that no network was trained on."""
+    networks = {axis: _networks(experiment, cell.seed, axis) for axis in PROJECTIONS}
+    parts = {part: experiment.part(cell.seed, part) for part in ("val", "test")}
+    _gate_score(experiment, cell.seed, parts["val"][0].case)  # what the first call sets up counts for no scan
+    found = []
+    for part, phantoms in parts.items():
+        for phantom in track(phantoms, f"{cell.name}: scores of part {part}"):
+            known = {"case": phantom.case.name, "tracer": phantom.case.tracer, "positive": int(phantom.positive)}
+            timed = part == "test" and phantom.first
+            found.append(known | {"part": part} | _scores(experiment, cell.seed, phantom.case, networks, timed=timed))
+    return found
 
 
-def _score(experiment: Experiment, seed: int, case: Case, axes: Sequence[str]) -> float:
+def _scores(
+    experiment: Experiment, seed: int, case: Case, networks: Mapping[str, Sequence[Classifier]], *, timed: bool
+) -> dict[str, Any]:
+    """A scan's score by each projection and by the gate's; `timed`: with the seconds that the gate takes, else None.
+
+    The gate's score is the mean over its projections, of which each has as many networks.
+    """
+    settings, suv = experiment.settings(seed), read_image(case.suv)
+    ask = partial(scan_score, suv=suv, ranges=experiment.ranges(seed), settings=settings, device=experiment.device)
+    alone = {axis: float(ask({axis: mine})) for axis, mine in networks.items()}
+    score = {"score": float(np.mean([alone[axis] for axis in settings.cls_projections])), "seconds": None}
+    if timed:
+        score = _gate_score(experiment, seed, case)
+    return score | alone
+
+
+def _gate_score(experiment: Experiment, seed: int, case: Case) -> dict[str, Any]:
+    """The gate's score as a container computes it, with its seconds: reading and loading of the networks included."""
+    started, settings = time.monotonic(), experiment.settings(seed)
+    classifiers = {axis: _networks(experiment, seed, axis) for axis in settings.cls_projections}
+    suv, ranges = read_image(case.suv), experiment.ranges(seed)
+    score = scan_score(classifiers, suv, ranges=ranges, settings=settings, device=experiment.device)
+    return {"score": float(score), "seconds": round(time.monotonic() - started, 3)}
+
+
+def _networks(experiment: Experiment, seed: int, axis: str) -> list[Classifier]:
+    """The folds of a projection."""
     settings, folds = experiment.settings(seed), range(experiment.budget.classifier_folds)
-    classifiers = {
-        axis: [load_classifier(experiment.model(seed, classifier_file(axis, fold)), settings) for fold in folds]
-        for axis in axes
-    }
-    suv = read_image(case.suv)
-    ranges = experiment.ranges(seed)
-    return float(scan_score(classifiers, suv, ranges=ranges, settings=settings, device=experiment.device))
+    return [load_classifier(experiment.model(seed, classifier_file(axis, fold)), settings) for fold in folds]
 
 
 def gated_rows(rows: Sequence[Row], scores: Sequence[Mapping[str, Any]], *, threshold: float, end: str) -> list[Row]:

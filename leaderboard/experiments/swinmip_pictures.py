@@ -13,14 +13,15 @@ from autopet.folders import whole_file
 from autopet.thresholds import GRID
 from leaderboard.experiments.common import Cell
 from leaderboard.experiments.picture import Panel, Series, alone, dots_picture, text, upright_lines
-from leaderboard.experiments.summary import over_seeds
-from leaderboard.experiments.swinmip_setup import ENSEMBLE, GATED, GATED_MARGIN, TUNED
+from leaderboard.experiments.summary import Spread, over_seeds
+from leaderboard.experiments.swinmip_setup import ENSEMBLE, TUNED
 from leaderboard.experiments.swinmip_tables import (
     NEGATIVES,
     POSITIVES,
     UNSEEN,
     Findings,
     auroc_spread,
+    gate_table,
     rule_spread,
 )
 from leaderboard.svg import Scale, element, number, tick_text
@@ -78,17 +79,19 @@ def projections_picture(findings: Findings) -> str:
 
 def gate_picture(findings: Findings) -> str:
     """Seconds and FPV per negative scan, and Dice of positive ones, without and with the gate."""
-    variants = {"no gate": TUNED, "gate": GATED, "gate with margin": GATED_MARGIN}
+    table = gate_table(findings)
+    bare, margin = table[::2], table[1::2]  # per seed: the highest threshold, and that less the margin
+    variants = {"no gate": (bare, "without"), "gate": (bare, "with"), "gate with margin": (margin, "with")}
     series = [Series("test scans", BLUE, 0.0)]
     panels = []
-    for metric, group, caption in (
-        ("seconds", NEGATIVES[0], "seconds per negative scan"),
-        ("fpv_ml", NEGATIVES[0], "FPV of negatives (ml)"),
-        ("dice", POSITIVES[0], "Dice of positives"),
+    for column, caption in (
+        ("seconds_negatives", "seconds per negative scan"),
+        ("fpv_ml_negatives", "FPV of negatives (ml)"),
+        ("dice_positives", "Dice of positives"),
     ):
         spreads = {
-            (line, series[0].title): over_seeds(findings.rows, variant=ENSEMBLE + end, metric=metric, group=group)
-            for line, end in variants.items()
+            (line, series[0].title): Spread(tuple(record[f"{column}_{which}"] for record in records))
+            for line, (records, which) in variants.items()
         }
         panels.append(Panel(caption, spreads))
     words = "One dot per seed, a line at their mean; without the gate and with its two thresholds."

@@ -13,7 +13,7 @@ from leaderboard.experiments.common import Cell
 from leaderboard.experiments.report import REPORT, UNKNOWN, Story, how, markdown_table, show
 from leaderboard.experiments.summary import Group, Spread, against, better_seeds, over_seeds
 from leaderboard.experiments.swinmip_pictures import write_pictures
-from leaderboard.experiments.swinmip_setup import ENSEMBLE, TUNED
+from leaderboard.experiments.swinmip_setup import ENSEMBLE, GATE, TUNED
 from leaderboard.experiments.swinmip_tables import (
     FOLD,
     NEGATIVES,
@@ -65,11 +65,23 @@ def _reading_aid(findings: Findings) -> str:
     held = len(findings.facts[Cell(ENSEMBLE, seed)]["held_curves"])
     trained = [fold["trained_on"] for fold in findings.folds(seed)]
     return (
-        f"Seed {seed} tests {len(tested)} patients ({sum(row.positive for row in tested)} with lesions); thresholds of "
-        f"probabilities are chosen on {held} other patients with lesions, and a fold's network is trained on "
-        f"{' or '.join(map(str, sorted(set(trained))))} patients with lesions. Mean ± standard deviation over the "
-        f"seeds of the mean over cases; conventions of edition {EDITION}. FPV and seconds: lower is better; Dice and "
-        "AUROC: higher is better."
+        f"Seed {seed} tests the segmentation on {len(tested)} scans, one of each patient, "
+        f"{sum(row.positive for row in tested)} of them with lesions; thresholds of probabilities are chosen on "
+        f"{held} scans with lesions of other patients, and a fold's network is trained on "
+        f"{' or '.join(map(str, sorted(set(trained))))} scans with lesions. {_scored(findings, seed)} Mean ± standard "
+        f"deviation over the seeds of the mean over cases; conventions of edition {EDITION}. FPV and seconds: lower is "
+        "better; Dice and AUROC: higher is better."
+    )
+
+
+def _scored(findings: Findings, seed: int) -> str:
+    """How many scans the classifiers are judged by."""
+    scores = findings.facts[Cell(GATE, seed)]["scores"]
+    counts = {part: [bool(score["positive"]) for score in scores if score["part"] == part] for part in ("val", "test")}
+    words = [f"{len(known)} ({sum(known)} with lesions)" for known in counts.values()]
+    return (
+        f"The classifiers see all scans of the patients; the gate's threshold is chosen on {words[0]} held-out ones "
+        f"and tried on {words[1]}."
     )
 
 
@@ -204,9 +216,11 @@ def _gate(findings: Findings) -> list[str]:
         "classifier; its threshold is the highest that keeps every positive scan it is chosen on. Without gate the "
         "masks are those of `ensemble-tuned`.",
         markdown_table(header, [_gate_line(record) for record in table]),
-        "Seconds are of one process on its share of the machine: reading the images, loading the networks, "
-        "preprocessing, networks, way back to the scan's grid. The start of the process and its imports are not in "
-        "them.",
+        "Scans are counted over all scans of the test patients. Seconds are of one process on its share of the "
+        "machine: reading the images, loading the networks, preprocessing, networks, way back to the scan's grid, on "
+        "the first scan of each test patient. A scan takes the classifiers' mean and, if it passes the gate, the "
+        "segmentation's mean. The start of the process and its imports are not in them. FPV and Dice are of the first "
+        "scans.",
         "![Seconds and FPV per negative scan without and with the gate, one dot per seed.](gate.svg)",
         "What came out:\n\n" + _bullets(gate_sentences(findings)),
     ]

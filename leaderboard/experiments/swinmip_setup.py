@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,21 +48,22 @@ class Experiment:
     device: str
 
     def part(self, seed: int, part: str) -> list[Phantom]:
-        """The phantoms of `train`, `val` (held out for the thresholds) or `test`."""
+        """All scans of the patients in `train`, `val` (held out for the thresholds) or `test`."""
         held, test = self.budget.held_fraction, self.budget.test_fraction
         # without centres, which would leave strata of six patients that do not divide into quarters
-        cases = [replace(phantom.case, centre="") for phantom in self.phantoms]
+        cases = [replace(phantom.case, centre="") for phantom in first_scans(self.phantoms)]
         places = split_cohort(cases, fractions=(1 - held - test, held, test), seed=seed)
-        chosen = {place.case for place in places if place.part == part}
-        return [phantom for phantom in self.phantoms if phantom.case.name in chosen]
+        chosen = {place.patient_id for place in places if place.part == part}
+        return [phantom for phantom in self.phantoms if phantom.case.patient_id in chosen]
 
     def fold(self, seed: int, fold: int, *, of: int) -> tuple[list[Phantom], list[Phantom]]:
-        """Training and validation phantoms of one of `of` folds of the part `train`."""
+        """All scans of the training and of the validation patients of one of `of` folds of the part `train`."""
         phantoms = self.part(seed, "train")
-        places = split_cohort([phantom.case for phantom in phantoms], fractions=(1.0, 0.0), folds=of, seed=seed)
-        held = {place.case for place in places if place.fold == fold}
-        validation = [phantom for phantom in phantoms if phantom.case.name in held]
-        return [phantom for phantom in phantoms if phantom.case.name not in held], validation
+        cases = [phantom.case for phantom in first_scans(phantoms)]
+        places = split_cohort(cases, fractions=(1.0, 0.0), folds=of, seed=seed)
+        held = {place.patient_id for place in places if place.fold == fold}
+        validation = [phantom for phantom in phantoms if phantom.case.patient_id in held]
+        return [phantom for phantom in phantoms if phantom.case.patient_id not in held], validation
 
     def settings(self, seed: int, loss: str = LOSSES[0]) -> Settings:
         """The settings of a seed's trainings."""
@@ -83,6 +85,11 @@ class Experiment:
         """Intensity ranges of a seed's training cases, see `prepare_seed`."""
         known = json.loads(self.model(seed, RANGES).read_text(encoding="utf-8"))
         return Ranges(**{name: tuple(values) for name, values in known.items()})
+
+
+def first_scans(phantoms: Sequence[Phantom]) -> list[Phantom]:
+    """One scan of each patient: half of them have lesions. Segmentation is trained and tested on these alone."""
+    return [phantom for phantom in phantoms if phantom.first]
 
 
 def loss_variants() -> tuple[str, ...]:
@@ -110,27 +117,26 @@ def loss_and_fold(variant: str) -> tuple[str, int]:
 
 
 def prepare_seed(experiment: Experiment, seed: int) -> None:
-    """Write what the cells of a seed share: intensity ranges, and the training cases of both networks."""
+    """Write what several cells of a seed share: intensity ranges, and the training cases of the segmentation."""
     settings = experiment.settings(seed)
-    cases = [phantom.case for phantom in experiment.part(seed, "train")]
+    cases = [phantom.case for phantom in first_scans(experiment.part(seed, "train"))]
     path = experiment.model(seed, RANGES)
     if not path.is_file():
         with whole_file(path) as part:
             part.write_text(json.dumps(asdict(training_ranges(cases, settings))), encoding="utf-8")
     cached_cases(experiment, seed)
-    cached_volumes(experiment, seed)
 
 
 def cached_cases(experiment: Experiment, seed: int) -> dict[str, Path]:
-    """Folders of the positive training cases, by name; see `cache_cases`."""
+    """Folders of the training cases of the segmentation, by name; see `cache_cases`."""
     settings = experiment.settings(seed)
-    cases = [phantom.case for phantom in experiment.part(seed, "train") if phantom.positive]
+    cases = [phantom.case for phantom in first_scans(experiment.part(seed, "train")) if phantom.positive]
     folder = experiment.shared(seed) / "cases"
     return cache_cases(cases, folder, settings, experiment.ranges(seed), settings.spacing_mm)
 
 
 def cached_volumes(experiment: Experiment, seed: int) -> dict[str, Path]:
-    """Files of all training cases, by name; see `cache_volumes`."""
+    """Files of the training cases of the classifiers, all scans, by name; see `cache_volumes`."""
     cases = [phantom.case for phantom in experiment.part(seed, "train")]
     folder = experiment.shared(seed) / "volumes"
     return cache_volumes(cases, folder, experiment.settings(seed), experiment.ranges(seed))
