@@ -10,15 +10,19 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autopet import __version__
-from autopet.errors import AutopetError
-from autopet.folders import remove_leftovers, whole_folder
+from autopet.errors import AutopetError, one_line
+from autopet.folders import remove_leftovers, whole_file, whole_folder
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "config.json"
 SUMS = "SHA256SUMS"
 T = TypeVar("T")
+Network = TypeVar("Network", bound="torch.nn.Module")
 
 
 def settings_from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -214,3 +218,39 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Weights; torch and safetensors are not there for methods without a network
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write a state dict as safetensors; the file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    with whole_file(path) as part:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, part)
+
+
+def load_weights(network: Network, path: Path, *, what: str) -> Network:
+    """Give a network the weights of a safetensors file, in evaluation mode.
+
+    Parameters
+    ----------
+    what : str
+        Whose weights these should be, for the error: `the network that config.json describes`.
+
+    Raises
+    ------
+    AutopetError
+        The file is missing or damaged, or holds the weights of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        network.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise AutopetError(
+            f"{path} does not hold the weights of {what} ({one_line(error)[:200]}); train or copy the model again"
+        ) from error
+    return network.eval()

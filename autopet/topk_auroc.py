@@ -67,6 +67,28 @@ def topk_auroc(lesions: np.ndarray, scores: np.ndarray) -> float:
     return _auroc(positives, worst.values()) if worst.count else math.nan
 
 
+def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Area under the ROC curve: the share of pairs in which the positive scores higher, an equal pair counting half.
+
+    Parameters
+    ----------
+    positives, negatives : (n,), (m,) real arrays
+        Scores: the higher, the more likely positive.
+
+    Returns
+    -------
+    float
+        0 to 1, from exact counts; NaN without a positive or without a negative.
+
+    Examples
+    --------
+    >>> auroc(np.array([0.9, 0.4]), np.array([0.4, 0.1]))
+    0.875
+    """
+    positives, negatives = np.array(positives), np.array(negatives)  # copies, which are sorted
+    return _auroc(positives, negatives) if positives.size and negatives.size else math.nan
+
+
 def pieces(lesions: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
     """Two volumes chunk by chunk, in the order of their memory, so that no layout makes a copy of a volume.
 

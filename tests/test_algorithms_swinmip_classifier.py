@@ -1,4 +1,4 @@
-"""The classifier: exact AUROC, a tiny training that is broken off, the cycle that is kept, the score of a scan."""
+"""The classifier: a tiny training that is broken off, the cycle that is kept, the score of a scan."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytest.importorskip("monai")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from algorithms.swinmip import classifier  # noqa: E402
-from algorithms.swinmip.classifier import Run, auroc, load_classifier, scan_score, train_classifier  # noqa: E402
+from algorithms.swinmip.classifier import Run, load_classifier, scan_score, train_classifier  # noqa: E402
 from algorithms.swinmip.model import PRESETS  # noqa: E402
 from algorithms.swinmip.preprocessing import Ranges  # noqa: E402
 from algorithms.swinmip.projections import project, standard_volume  # noqa: E402
 from algorithms.swinmip.swin import build_classifier  # noqa: E402
+from autopet.training import CHECKPOINT  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,26 +67,6 @@ def train(volumes: tuple[list[Path], list[Path]], root: Path, settings: Any = TI
     parts = [positives[:4], negatives[:4], positives[4:], negatives[4:]]
     arguments = {"axis": "y", "settings": settings, "device": "cpu", "fold": 1, "out": root / "weights.safetensors"}
     return train_classifier(*(changed.pop("parts", parts)), root / "work", **(arguments | changed))
-
-
-# AUROC
-
-
-def test_auroc_counts_pairs():
-    assert auroc(np.array([3.0, 2.0]), np.array([1.0, 0.0])) == 1
-    assert auroc(np.array([0.0]), np.array([1.0, 2.0])) == 0
-    assert auroc(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == (0.5 + 0 + 1 + 1) / 4
-    assert math.isnan(auroc(np.array([]), np.array([1.0])))
-    assert math.isnan(auroc(np.array([1.0]), np.array([])))
-
-
-def test_auroc_is_sklearn_s():
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(0)
-    for decimals in (1, 8):  # with and without ties
-        positives, negatives = np.round(rng.normal(0.3, 1, 40), decimals), np.round(rng.normal(0, 1, 60), decimals)
-        expected = metrics.roc_auc_score([1] * 40 + [0] * 60, np.concatenate([positives, negatives]))
-        assert auroc(positives, negatives) == pytest.approx(expected, abs=1e-12)
 
 
 # Training
@@ -178,7 +158,7 @@ def test_without_one_kind_to_validate_the_last_cycle_is_kept(
     settings = replace(TINY, cls_cycles=2, cls_epochs_per_cycle=1)
     found = train(volumes, tmp_path, settings, parts=[positives[:2], negatives[:2], *validation])
     assert found == {"kept_cycle": 1, "auroc": None}
-    last = torch.load(tmp_path / "work" / classifier.CHECKPOINT, weights_only=True)
+    last = torch.load(tmp_path / "work" / CHECKPOINT, weights_only=True)
     kept = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(kept[key], last["network"][key]) for key in kept)
 

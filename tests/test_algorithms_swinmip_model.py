@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autopet.checkpoint import CONFIG, SUMS, publish_model, settings_from_dict
+from autopet.checkpoint import CONFIG, SUMS, publish_model, save_weights, settings_from_dict, verify_sums
 from autopet.errors import AutopetError
 
 torch = pytest.importorskip("torch")
@@ -94,7 +94,7 @@ def test_weights_travel_through_a_file(tmp_path: Path):
     torch.manual_seed(1)
     network = swinmip.build_segmenter(PRESETS["demo"])
     path = tmp_path / "deep" / swinmip.segmenter_file(3)
-    swinmip.save_segmenter(path, network.state_dict())
+    save_weights(path, network.state_dict())
     assert [file.name for file in path.parent.iterdir()] == ["segmenter_fold3.safetensors"]
     loaded = swinmip.load_segmenter(path, PRESETS["demo"])
     assert not loaded.training
@@ -109,7 +109,7 @@ def test_weights_that_do_not_belong_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     with pytest.raises(AutopetError, match="does not hold the weights of the segmentation network"):
         swinmip.load_segmenter(path, settings)
-    swinmip.save_segmenter(path, swinmip.build_segmenter(replace(settings, depths=(1, 1, 1, 1))).state_dict())
+    save_weights(path, swinmip.build_segmenter(replace(settings, depths=(1, 1, 1, 1))).state_dict())
     with pytest.raises(AutopetError, match="Missing key.* train or copy the model again"):
         swinmip.load_segmenter(path, settings)
     path.write_bytes(path.read_bytes()[:1000])
@@ -142,16 +142,16 @@ def test_config_is_read_without_the_weights(folder: Path):
     assert settings == PRESETS["demo"]
     assert config["threshold"] == 0.4
     with pytest.raises(AutopetError, match=r"weights missing: .*weights is named in SHA256SUMS but not there"):
-        swinmip.check_files(folder, ["weights"])
+        verify_sums(folder, ["weights"])
     (folder / "weights").write_bytes(b"other")
     with pytest.raises(AutopetError, match="checksum differs"):
-        swinmip.check_files(folder, ["weights"])
+        verify_sums(folder, ["weights"])
 
 
 def test_files_that_nobody_signed_are_refused(folder: Path):
     (folder / "more").touch()
     with pytest.raises(AutopetError, match="weights missing: .*more is not named in SHA256SUMS"):
-        swinmip.check_files(folder, ["more"])
+        verify_sums(folder, ["more"])
     (folder / SUMS).unlink()
     with pytest.raises(AutopetError, match=f"{SUMS} is missing"):
         swinmip.read_model(folder)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from autopet import container
-from autopet.checkpoint import CONFIG, SUMS, publish_model, sha256
+from autopet.checkpoint import CONFIG, SUMS, publish_model, save_weights, sha256
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError
 from autopet.images import find_images, read_image
@@ -30,7 +30,6 @@ from algorithms.swinmip.model import (  # noqa: E402
     build_segmenter,
     classifier_file,
     load_segmenter,
-    save_segmenter,
     segmenter_file,
 )
 from algorithms.swinmip.preprocessing import Ranges  # noqa: E402
@@ -60,10 +59,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def fill(folder: Path) -> dict:
         for fold in range(TINY.folds):
             torch.manual_seed(fold)
-            save_segmenter(folder / segmenter_file(fold), build_segmenter(TINY).state_dict())
+            save_weights(folder / segmenter_file(fold), build_segmenter(TINY).state_dict())
             for axis in TINY.cls_projections:
                 weights = build_classifier(TINY, axis).state_dict()
-                classifier.save_classifier(folder / classifier_file(axis, fold), weights)
+                save_weights(folder / classifier_file(axis, fold), weights)
         return {
             "method": "swinmip",
             "settings": asdict(TINY),

@@ -203,7 +203,7 @@ def fresh(folders: dict[str, Path], work: Path, *, fold: int = 0, **changes: obj
     """A run that has not begun."""
     settings = replace(TINY, **changes)
     patches = Patches([folders["one"]], settings, seed=segmenter.fold_seed(settings.seed, fold))
-    return segmenter.Run(settings, patches, work, "cpu", fold=fold)
+    return segmenter.Run(settings, work, "cpu", patches, fold)
 
 
 def test_without_validation_the_last_cycle_is_kept(folders, tmp_path: Path, capsys, monkeypatch):

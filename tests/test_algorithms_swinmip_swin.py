@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("monai")
 
 from safetensors.torch import save_file  # noqa: E402
+from torch import nn  # noqa: E402
 
 from algorithms.swinmip.model import PRESETS  # noqa: E402
 from algorithms.swinmip.swin import build_classifier, load_imagenet, our_names  # noqa: E402
@@ -185,6 +186,27 @@ def test_what_does_not_fit_is_said(tmp_path: Path):
     unfit = [reason for _, reason in report.skipped if reason.startswith("of shape")]
     assert unfit == [f"of shape 25x{heads} where the network has 49x{heads}" for heads in (1, 1, 2, 2)]
     assert sum(name.endswith("relative_position_bias_table") for name in report.missing) == 4
+
+
+@pytest.mark.parametrize("deviation", [0.02, 0.0])
+def test_linear_layers_start_as_the_settings_say(deviation: float):
+    torch.manual_seed(0)
+    classifier = build_classifier(replace(PRESETS["demo"], cls_start_deviation=deviation), "x")
+    linear = [module for module in classifier.modules() if isinstance(module, nn.Linear) and module.out_features > 1]
+    assert {module.in_features for module in linear} > {24, 48, 96}
+    for module in linear:
+        expected = deviation or 1 / module.in_features**0.5
+        assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.1)  # of at least 1728 numbers
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_blocks_are_left_out_as_the_settings_say(share: float):
+    classifier = build_classifier(replace(PRESETS["demo"], cls_drop_path=share), "x").train()
+    images = torch.randn(8, 3, 64, 96)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        answers = torch.stack([classifier(images) for _ in range(3)])
+    assert bool((answers == answers[0]).all()) == (share == 0)
 
 
 def test_settings_that_do_not_fit_each_other_are_refused():

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from autopet import topk_auroc as module
 from autopet.errors import AutopetError
-from autopet.topk_auroc import topk_auroc
+from autopet.topk_auroc import auroc, topk_auroc
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "topk_auroc.py"
 FEW_LEVELS = st.integers(-3, 3).map(lambda level: level / 4)  # many ties
@@ -63,6 +63,31 @@ def expected(lesions: np.ndarray, scores: np.ndarray) -> float:
 
 def all_lesions_above_all_background(lesions: np.ndarray, scores: np.ndarray) -> bool:
     return all(hot > cold for hot, cold in itertools.product(scores[lesions], scores[~lesions]))
+
+
+# All pairs
+
+
+def test_auroc_counts_pairs():
+    assert auroc(np.array([3.0, 2.0]), np.array([1.0, 0.0])) == 1
+    assert auroc(np.array([0.0]), np.array([1.0, 2.0])) == 0
+    assert auroc(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == (0.5 + 0 + 1 + 1) / 4
+    assert math.isnan(auroc(np.array([]), np.array([1.0])))
+    assert math.isnan(auroc(np.array([1.0]), np.array([])))
+
+
+def test_auroc_is_sklearn_s_and_leaves_its_arguments_as_they_are():
+    rng = np.random.default_rng(0)
+    for decimals in (1, 8):  # with and without ties
+        positives, negatives = np.round(rng.normal(0.3, 1, 40), decimals), np.round(rng.normal(0, 1, 60), decimals)
+        expected = roc_auc_score([1] * 40 + [0] * 60, np.concatenate([positives, negatives]))
+        before = positives.copy(), negatives.copy()
+        assert auroc(positives, negatives) == pytest.approx(expected, abs=1e-12)
+        np.testing.assert_array_equal(positives, before[0])
+        np.testing.assert_array_equal(negatives, before[1])
+
+
+# Of the worst background
 
 
 def test_pairs_counted_by_hand():

@@ -25,6 +25,7 @@ monai = pytest.importorskip("monai")
 
 from monai.inferers import sliding_window_inference  # noqa: E402
 from monai.transforms import ScaleIntensityRanged  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from baselines.unet3d import model as unet3d  # noqa: E402
 from baselines.unet3d import patches, predict, train  # noqa: E402
@@ -268,7 +269,7 @@ def model(cohort: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(model: Path, cohort: list[Case], tmp_path: Path):
     train.train(cohort[:4], tmp_path / "model", settings=TINY, work=tmp_path / "work", device="cpu")
-    broken, whole = (unet3d.load_file(folder / unet3d.WEIGHTS) for folder in (model, tmp_path / "model"))
+    broken, whole = (load_file(folder / unet3d.WEIGHTS) for folder in (model, tmp_path / "model"))
     assert broken.keys() == whole.keys()
     assert all(torch.equal(broken[key], whole[key]) for key in whole)
 

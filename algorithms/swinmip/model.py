@@ -5,20 +5,14 @@ This file holds the settings, the two networks and the model folder.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.networks.nets import SwinUNETR
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from autopet.checkpoint import CONFIG, load_config, no_weights, settings_from_dict, verify_sums
-from autopet.errors import AutopetError, one_line
-from autopet.folders import whole_file
+from autopet.checkpoint import CONFIG, load_config, load_weights, no_weights, settings_from_dict, verify_sums
+from autopet.errors import AutopetError
 
 METHOD = "swinmip"
 CHANNELS = ("CT", "PET")
@@ -72,6 +66,8 @@ class Settings:
     cls_depths: tuple = (2, 2, 6, 2)
     cls_heads: tuple = (3, 6, 12, 24)
     cls_window: int = 7
+    cls_drop_path: float = 0.2  # largest probability that a block is left out in training
+    cls_start_deviation: float = 0.02  # of the random weights of linear layers; 0: 1 / sqrt(inputs), see swin.py
     cls_batch: int = 8
     cls_learning_rate: float = 1e-4
     cls_weight_decay: float = 1e-3
@@ -101,7 +97,7 @@ class Settings:
 
     def _check_numbers(self) -> None:
         """Shares and counts."""
-        for name in ("test_share", "overlap", "gate_margin"):
+        for name in ("test_share", "overlap", "gate_margin", "cls_drop_path", "cls_start_deviation"):
             if not 0 <= getattr(self, name) < 1:
                 raise AutopetError(f"{name} must be at least 0 and below 1, found {getattr(self, name)}")
         if not 0 <= self.lesion_share <= 1:
@@ -145,6 +141,8 @@ PRESETS = {
         cls_depths=(2, 2, 2),
         cls_heads=(2, 4, 8),
         cls_window=4,
+        cls_drop_path=0.0,
+        cls_start_deviation=0.0,
         cls_cycles=4,
         cls_learning_rate=1e-3,
         workers=0,
@@ -190,12 +188,6 @@ def classifier_file(axis: str, fold: int) -> str:
     return f"classifier_{axis}_fold{fold}.safetensors"
 
 
-def save_segmenter(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write a state dict of `build_segmenter` as safetensors; the file appears whole or not at all."""
-    with whole_file(path) as part:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, part)
-
-
 def load_segmenter(path: Path, settings: Settings) -> SwinUNETR:
     """The network of one fold with its weights, on the CPU, in evaluation mode.
 
@@ -204,19 +196,13 @@ def load_segmenter(path: Path, settings: Settings) -> SwinUNETR:
     AutopetError
         The file is missing or damaged, or holds the weights of another network.
     """
-    network = build_segmenter(settings)
-    try:
-        network.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise AutopetError(
-            f"{path} does not hold the weights of the segmentation network that config.json describes "
-            f"({one_line(error)[:200]}); train or copy the model again"
-        ) from error
-    return network.eval()
+    what = "the segmentation network that config.json describes"
+    return load_weights(build_segmenter(settings), path, what=what)
 
 
 def read_model(folder: Path) -> tuple[Settings, dict[str, Any]]:
-    """Settings and config.json of a model folder. Weights are neither read nor checked: see `check_files`.
+    """Settings and config.json of a model folder. Weights are neither read nor checked, see `verify_sums`:
+    the segmentation's are not read for a scan that the gate keeps out.
 
     Raises
     ------
@@ -228,7 +214,7 @@ def read_model(folder: Path) -> tuple[Settings, dict[str, Any]]:
     config = load_config(Path(folder))
     if config.get("method") != METHOD:
         raise AutopetError(f"{folder}/config.json: a model of method {config.get('method')!r}, expected {METHOD!r}")
-    check_files(folder, [CONFIG])
+    verify_sums(folder, [CONFIG])
     lost = sorted(set(DESCRIBED) - set(config))
     if lost:
         raise AutopetError(f"{folder}/config.json lacks {', '.join(lost)}; train or copy the model again")
@@ -237,8 +223,3 @@ def read_model(folder: Path) -> tuple[Settings, dict[str, Any]]:
             f"{folder}/config.json: channels {config['channels']}, expected {list(CHANNELS)}; train the model again"
         )
     return settings_from_dict(Settings, config["settings"], str(folder)), config
-
-
-def check_files(folder: Path, names: Iterable[str]) -> None:
-    """Compare some files with SHA256SUMS: the segmentation weights are not read for a scan that the gate keeps out."""
-    verify_sums(folder, names)

@@ -18,13 +18,13 @@ from algorithms.swinmip.classifier import load_classifier, scan_score
 from algorithms.swinmip.inference import lesion_probability
 from algorithms.swinmip.model import (
     Settings,
-    check_files,
     classifier_file,
     load_segmenter,
     read_model,
     segmenter_file,
 )
 from algorithms.swinmip.preprocessing import Ranges
+from autopet.checkpoint import verify_sums
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError
 from autopet.sliding_window import export_reserve_s
@@ -60,7 +60,7 @@ class Model:
         """The network of a fold; loaded when it is asked for first, and kept for the cases that follow."""
         if fold not in self.segmenters:
             name = segmenter_file(fold)
-            check_files(self.folder, [name])
+            verify_sums(self.folder, [name])
             self.segmenters[fold] = load_segmenter(self.folder / name, self.settings).to(self.device)
         return self.segmenters[fold]
 
@@ -94,7 +94,7 @@ def _load_classifiers(folder: Path, settings: Settings, device: str) -> dict[str
     found: dict[str, list[torch.nn.Module]] = {}
     for axis in settings.cls_projections:
         names = [classifier_file(axis, fold) for fold in range(settings.folds)]
-        check_files(folder, names)
+        verify_sums(folder, names)
         found[axis] = [load_classifier(folder / name, settings).to(device).eval() for name in names]
     return found
 

@@ -5,7 +5,6 @@ This file holds the settings, the network, the way an image becomes its input, a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ import numpy as np
 import torch
 from monai.networks.nets import UNet
 from monai.transforms import ScaleIntensityRange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from autopet.checkpoint import read_config, settings_from_dict
+from autopet.checkpoint import load_weights, read_config, settings_from_dict
 from autopet.deadline import Deadline
-from autopet.errors import AutopetError, one_line
+from autopet.errors import AutopetError
 from autopet.sliding_window import Window, report, slide
 from autopet.volume import IDENTITY, Volume, resample
 
@@ -223,11 +220,6 @@ def lesion_probability(
 # The model folder
 
 
-def save_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write weights.safetensors."""
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, folder / WEIGHTS)
-
-
 def load_network(folder: Path) -> tuple[UNet, Settings, dict]:
     """The network of a model folder with its weights, its settings, and config.json's `channels` and `spacing_mm`.
 
@@ -242,11 +234,5 @@ def load_network(folder: Path) -> tuple[UNet, Settings, dict]:
         raise AutopetError(f"{folder}/config.json lacks {', '.join(lost)}; train or copy the model again")
     settings = settings_from_dict(Settings, config["settings"], str(folder))
     network = build_network(settings, len(config["channels"]))
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise AutopetError(
-            f"{folder}/{WEIGHTS} does not hold the weights of the network that config.json describes "
-            f"({one_line(error)[:200]}); train or copy the model again"
-        ) from error
+    load_weights(network, folder / WEIGHTS, what="the network that config.json describes")
     return network, settings, config
