@@ -10,12 +10,15 @@ import typer
 
 from autopet import __version__
 from autopet.commands import (
+    biomarkers,
     data,
     experiment,
+    maps,
     methods,
     organs,
     postprocess,
     pretrain,
+    pseudolabel,
     results,
     statistics,
     vote,
@@ -32,7 +35,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for stage in (data, organs, methods, pretrain, postprocess, weights, results, vote, statistics, experiment):
+STAGES = (
+    data, organs, methods, maps, pretrain, postprocess, pseudolabel, weights, results, biomarkers, vote, statistics,
+    experiment,
+)  # fmt: skip
+for stage in STAGES:
     app.add_typer(stage.app)
 
 

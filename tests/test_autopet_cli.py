@@ -37,8 +37,9 @@ def test_every_command_has_help_and_an_example():
         subcommands = commands.pop(group).commands
         commands |= {f"{group} {name}": command for name, command in subcommands.items()}
     data, methods = "phantom prep collect convert split to-dicom organs", "train predict run wheelhouse build pretrain"
-    expected = {*f"{data} {methods} postprocess vote evaluate leaderboard demo rank explain".split()}
-    expected |= {"weights list", "weights fetch", "experiment lesiontracer", "experiment swinmip"}
+    methods += " configure maps postprocess vote pseudolabel"
+    expected = {*f"{data} {methods} evaluate biomarkers leaderboard demo rank explain".split()}
+    expected |= {"weights list", "weights fetch", "experiment lesiontracer", "experiment swinmip", "experiment weakcam"}
     assert expected == set(commands)
     for name, command in commands.items():
         assert command.help, name

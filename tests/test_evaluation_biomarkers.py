@@ -11,6 +11,7 @@ import pytest
 from autopet.components import Components
 from autopet.errors import AutopetError
 from autopet.volume import Volume
+from evaluation.biomarker_summary import Group, summarise_groups, true_and_estimated
 from evaluation.biomarkers import deviation, lesion_glycolysis_g, tumour_volume_ml
 from evaluation.cohort import cohort_values, describe
 from evaluation.metrics import score_case
@@ -93,3 +94,81 @@ def test_cohort_values_are_json_without_nan():
     }
     empty = json.loads(json.dumps(cohort_values([]), allow_nan=False))
     assert empty["pooled_f1"] is None
+
+
+# --- groups of cases -------------------------------------------------------------------------------------------------
+
+FIVE = [  # true MTV, estimate; deviations 2, 2, 3, 5 and, in the case without lesions, 1
+    {"status": "scored", "gt_ml": true, "pred_ml": guess, "mtv_deviation_ml": abs(guess - true), "dice": dice}
+    | {"gt_tlg_g": 3 * true, "pred_tlg_g": 3 * guess, "tlg_deviation_g": 3 * abs(guess - true)}
+    for true, guess, dice in (
+        (10.0, 12.0, 0.2),
+        (20.0, 18.0, 0.4),
+        (30.0, 33.0, 0.6),
+        (40.0, 45.0, 0.8),
+        (0, 1.0, None),
+    )
+]
+
+
+def anova_icc(true: list[float], guess: list[float]) -> float:
+    """ICC(A,1) from the mean squares of a two-way analysis of variance (McGraw and Wong 1996, table 4)."""
+    x = np.array([true, guess]).T
+    n, k = x.shape
+    rows, columns = x.mean(1, keepdims=True), x.mean(0, keepdims=True)
+    of_rows = k * ((rows - x.mean()) ** 2).sum() / (n - 1)
+    of_columns = n * ((columns - x.mean()) ** 2).sum() / (k - 1)
+    of_errors = ((x - rows - columns + x.mean()) ** 2).sum() / ((n - 1) * (k - 1))
+    return (of_rows - of_errors) / (of_rows + (k - 1) * of_errors + k * (of_columns - of_errors) / n)
+
+
+def groups(rows: list[dict], **options) -> dict[str, Group]:
+    return {group.title: group for group in summarise_groups(rows, **options)}
+
+
+def test_deviations_by_hand_with_and_without_lesion_free_cases():
+    found = groups(FIVE)
+    assert list(found) == ["cases with lesions", "all cases"]
+    some, every = found["cases with lesions"], found["all cases"]
+    assert (some.cases, every.cases, some.lost) == (4, 5, 0)
+    assert (some.dice.median, some.dice.iqr) == pytest.approx((0.5, 0.3))
+    assert every.dice.missing == 1
+    mtv = some.estimates["mtv"]
+    assert (mtv.true.median, mtv.deviation.median, mtv.deviation.iqr) == (25.0, 2.5, 1.5)  # quartiles 2 and 3.5
+    assert (every.estimates["mtv"].deviation.median, every.estimates["mtv"].deviation.iqr) == (2.0, 1.0)  # 1 2 2 3 5
+    assert (some.estimates["tlg"].deviation.median, some.estimates["tlg"].deviation.iqr) == (7.5, 4.5)
+    assert (mtv.bland_altman.bias, every.estimates["mtv"].bland_altman.bias) == (2.0, pytest.approx(1.8))
+    assert mtv.icc.value == pytest.approx(anova_icc([10, 20, 30, 40], [12, 18, 33, 45]), abs=1e-9)
+    assert every.estimates["mtv"].icc.value == pytest.approx(
+        anova_icc([10, 20, 30, 40, 0], [12, 18, 33, 45, 1]), abs=1e-9
+    )
+    assert mtv.icc.value != pytest.approx(every.estimates["mtv"].icc.value, abs=1e-3)
+
+
+def test_only_one_group_where_all_cases_have_lesions_or_none_has():
+    assert list(groups(FIVE[:4])) == ["cases with lesions"]
+    assert list(groups(FIVE[4:])) == ["all cases"]
+    assert summarise_groups([]) == []
+
+
+def test_a_lost_case_is_one_in_which_nothing_was_found_unless_the_policy_leaves_it_out():
+    lost = {"status": "failed", "gt_ml": 50.0, "pred_ml": None, "mtv_deviation_ml": 50.0, "dice": 0.0}
+    rows = [*FIVE[:4], {**lost, "gt_tlg_g": 90.0, "pred_tlg_g": None, "tlg_deviation_g": 90.0}]
+    assert true_and_estimated(rows, "mtv")[1] == [12.0, 18.0, 33.0, 45.0, 0.0]
+    assert true_and_estimated(rows, "tlg", count_lost=False) == (
+        [30.0, 60.0, 90.0, 120.0, 90.0], [36.0, 54.0, 99.0, 135.0, None]
+    )  # fmt: skip
+    counted, left_out = (summarise_groups(rows, count_lost=flag)[0] for flag in (True, False))
+    assert (counted.lost, left_out.lost) == (1, 1)
+    assert counted.estimates["mtv"].bland_altman.bias == (2 - 2 + 3 + 5 - 50) / 5
+    assert (left_out.estimates["mtv"].bland_altman.bias, left_out.estimates["mtv"].icc.n) == (2.0, 4)
+    assert counted.estimates["mtv"].deviation.median == 3.0
+
+
+def test_all_cases_agree_with_what_metrics_json_says_of_the_cohort():
+    values = cohort_values(FIVE)
+    every = groups(FIVE)["all cases"].estimates
+    for key in ("mtv", "tlg"):
+        assert every[key].icc.value == values[f"icc_{key}"]["value"]
+        assert list(every[key].icc.ci95) == values[f"icc_{key}"]["ci95"]
+        assert every[key].bland_altman.lower == values[f"bland_altman_{key}"]["lower"]

@@ -231,6 +231,18 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert set(asked.split()) <= set(COLUMNS)
 
 
+def test_cells_and_tables_of_before_tlg_was_measured_are_read(tmp_path: Path) -> None:
+    run_cells(tmp_path, [Cell("a", 0)], lambda cell: Outcome((row("a", 0, "p"),), 1.0, 2.0))
+    path = tmp_path / "cells/a-seed0.json"
+    known = json.loads(path.read_text())
+    for name in ("gt_tlg_g", "pred_tlg_g"):
+        del known["rows"][0][name]
+    path.write_text(json.dumps(known))
+    outcome = run_cells(tmp_path, [Cell("a", 0)], pytest.fail)[Cell("a", 0)]
+    assert outcome.rows[0].gt_ml == 9.0
+    assert math.isnan(outcome.rows[0].pred_tlg_g)
+
+
 def test_a_kill_between_cells_loses_no_finished_cell(tmp_path: Path) -> None:
     cells, ran = [Cell("a", 0), Cell("b", 0), Cell("a", 1)], []
 
@@ -291,6 +303,8 @@ def test_scores_are_those_of_edition_three_counted_by_hand(phantoms) -> None:
     ml = np.count_nonzero(truth.array) * SPACING_MM**3 / 1000
     assert (perfect.dice, perfect.fpv_ml, perfect.fnv_ml) == (1, 0, 0)
     assert perfect.gt_ml == pytest.approx(ml)
+    tlg_g = read_image(positive.case.suv).array[truth.array != 0].mean(dtype=float) * ml
+    assert perfect.gt_tlg_g == perfect.pred_tlg_g == pytest.approx(tlg_g)
     assert perfect.seconds == 1.235
     grid = read_image(negative.case.mask)
     speck = np.zeros(grid.shape, np.uint8)
@@ -299,6 +313,8 @@ def test_scores_are_those_of_edition_three_counted_by_hand(phantoms) -> None:
     assert math.isnan(false.dice)
     assert math.isnan(false.fnv_ml)
     assert false.fpv_ml == pytest.approx(2 * SPACING_MM**3 / 1000)
+    uptake = read_image(negative.case.suv).array[3, 3, 3:5].sum(dtype=float)
+    assert (false.gt_tlg_g, false.pred_tlg_g) == (0, pytest.approx(uptake * SPACING_MM**3 / 1000))
     with pytest.raises(AutopetError, match="grid of the lesions"):
         score_prediction(Cell("a", 0), negative, Volume(speck, (1.0, 1.0, 1.0)), seconds=0)
 

@@ -476,14 +476,15 @@ def test_a_gated_scan_has_an_empty_mask_and_costs_the_classifier_alone() -> None
     nothing = {"dice": math.nan, "fnv_ml": math.nan, "gt_ml": 0.0, "positive": 0}
     rows = [
         row("ensemble-tuned", 0, "p", dice=0.8, fpv_ml=3.0, fnv_ml=1.0, seconds=10.0),
-        row("ensemble-tuned", 0, "q", dice=0.7, fpv_ml=4.0, fnv_ml=1.0, seconds=10.0),
+        row("ensemble-tuned", 0, "q", dice=0.7, fpv_ml=4.0, fnv_ml=1.0, seconds=10.0, gt_tlg_g=50.0, pred_tlg_g=40.0),
         row("ensemble-tuned", 0, "n", fpv_ml=5.0, seconds=12.0, **nothing),
         row("ensemble", 0, "n", fpv_ml=6.0, **nothing),
     ]
     scores = [{"case": name, "score": score, "seconds": 0.5} for name, score in (("p", 0.3), ("q", 0.29), ("n", 0.1))]
     kept, lost, caught = gated_rows(rows, scores, threshold=0.3, end="-gate")
     assert kept == replace(rows[0], variant="ensemble-gate", seconds=10.5)
-    assert lost == replace(rows[1], variant="ensemble-gate", dice=0.0, fpv_ml=0.0, fnv_ml=9.0, pred_ml=0.0, seconds=0.5)
+    empty = {"dice": 0.0, "fpv_ml": 0.0, "fnv_ml": 9.0, "pred_ml": 0.0, "pred_tlg_g": 0.0, "seconds": 0.5}
+    assert lost == replace(rows[1], variant="ensemble-gate", **empty)
     assert (caught.fpv_ml, caught.pred_ml, caught.seconds) == (0.0, 0.0, 0.5)
     assert math.isnan(caught.dice)
     assert math.isnan(caught.fnv_ml)

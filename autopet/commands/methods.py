@@ -1,4 +1,4 @@
-"""Commands that train, pack and run methods: train, predict, run, wheelhouse, build."""
+"""Commands that train, pack and run methods: train, predict, run, configure, wheelhouse, build."""
 
 from __future__ import annotations
 
@@ -141,6 +141,26 @@ def run(
     console.print(f"{len(jobs) - len(failed)} of {len(jobs)} cases succeeded, see {out}", highlight=False)
     if len(failed) == len(jobs):
         raise AutopetError(f"every case failed; first reason: {failed[0]['error_message']}")
+
+
+@app.command(epilog="Example: autopet configure models/weakcam --set cam=scorecam --set class_threshold=0.4")
+def configure(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="option=value; without it the options are shown.")
+    ] = None,
+) -> None:
+    """Show how a trained model is run, or change it, for methods that can; nothing is trained again."""
+    from autopet.checkpoint import load_config
+    from autopet.methods import find_method
+
+    method = str(load_config(model).get("method", ""))
+    module = find_method(method).module("predict")
+    if not hasattr(module, "set_options"):
+        raise AutopetError(f"{model}: {method} has no options of its own; `autopet postprocess` works for all methods")
+    options = module.set_options(model, assign or [])
+    text = ", ".join(f"{name} = {value}" for name, value in options.items())
+    console.print(f"{model}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: autopet wheelhouse nnunet wheels/")

@@ -27,7 +27,7 @@ from autopet.folders import whole_file
 from autopet.images import read_image
 from autopet.progress import console, track
 from autopet.volume import Volume
-from evaluation.metrics import score
+from evaluation.metrics import score_case
 from leaderboard.experiments.cohort import Phantom
 
 CELLS = "cells"
@@ -54,7 +54,8 @@ class Cell:
 class Row:
     """A line of results.csv: one test case of one cell. NaN is empty in the file.
 
-    `dice` and `fnv_ml` are NaN without lesions (edition III); `seconds` is what the prediction took.
+    `dice` and `fnv_ml` are NaN without lesions (edition III); `seconds` is what the prediction took; TLG is NaN in
+    cells that were finished before it was measured.
     """
 
     variant: str
@@ -71,11 +72,14 @@ class Row:
     gt_ml: float
     pred_ml: float
     seconds: float
+    gt_tlg_g: float = math.nan
+    pred_tlg_g: float = math.nan
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
 WORDS = ("variant", "case", "patient_id", "tracer", "centre")
 WHOLE_NUMBERS = ("seed", "positive", "misaligned")
+SCORES = ("dice", "fpv_ml", "fnv_ml", "gt_ml", "pred_ml", "gt_tlg_g", "pred_tlg_g")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def score_prediction(cell: Cell, phantom: Phantom, prediction: Volume, *, second
     difference = prediction.grid_difference(truth)
     if difference:
         raise AutopetError(f"{cell.name}, {case.name}: expected a mask on the grid of the lesions, found {difference}")
-    values = score(truth.array, prediction.array, voxel_volume_ml=truth.voxel_volume_ml, edition=RULES)
+    values = score_case(truth, prediction, suv=read_image(case.suv), edition=RULES).values
     return Row(
         variant=cell.variant,
         seed=cell.seed,
@@ -110,7 +114,7 @@ def score_prediction(cell: Cell, phantom: Phantom, prediction: Volume, *, second
         positive=int(phantom.positive),
         misaligned=int(phantom.misaligned),
         seconds=round(seconds, 3),
-        **{name: float(values[name]) for name in ("dice", "fpv_ml", "fnv_ml", "gt_ml", "pred_ml")},
+        **{name: float(values[name]) for name in SCORES},
     )
 
 
@@ -297,7 +301,8 @@ def _row_from_text(row: Mapping[str, str]) -> Row:
     values: dict[str, Any] = {}
     for name in COLUMNS:
         kind = str if name in WORDS else int if name in WHOLE_NUMBERS else float
-        values[name] = math.nan if row[name] == "" and kind is float else kind(row[name])
+        text = row.get(name, "")
+        values[name] = math.nan if text == "" and kind is float else kind(text)
     return Row(**values)
 
 

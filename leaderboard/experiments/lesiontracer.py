@@ -6,12 +6,11 @@ the CT in place and once with it moved. A seed decides the split, the first weig
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,15 @@ from algorithms.lesiontracer.train import prepared, train
 from autopet.checkpoint import CONFIG
 from autopet.cohort import Case, read_table
 from autopet.deadline import Deadline
-from autopet.errors import AutopetError
-from autopet.folders import sole_writer
 from autopet.images import read_image, write_image
 from autopet.nnunet.workspace import Workspace, claim_workspace
-from autopet.parallel import default_workers
 from autopet.progress import console, track
 from autopet.sockets import CT, LESIONS, PET, Inputs
 from autopet.splitting import split_patients
 from autopet.volume import Volume
-from leaderboard.experiments.cohort import CohortSettings, Phantom, fingerprint, write_cohort
-from leaderboard.experiments.common import (
-    RESULTS,
-    Cell,
-    Outcome,
-    Row,
-    claim,
-    machine,
-    read_results,
-    run_cells,
-    score_prediction,
-)
+from leaderboard.experiments.call import Call, worded
+from leaderboard.experiments.cohort import CohortSettings, Phantom
+from leaderboard.experiments.common import RESULTS, Cell, Outcome, Row, read_results, score_prediction
 from leaderboard.experiments.report import Story, write_report
 
 REFERENCE = "nnunet"
@@ -58,7 +45,7 @@ EXPLANATIONS = {
     "organs": "a second head learns ten organs from the organ maps",
     "both": "both of them",
 }
-COHORT, SHARED, WORK, MODELS, MASKS = "cohort", "preprocessed", "work", "models", "predictions"
+SHARED, WORK, MODELS, MASKS = "preprocessed", "work", "models", "predictions"
 
 
 @dataclass(frozen=True)
@@ -155,23 +142,16 @@ def run_experiment(
     Path
         The report.
     """
-    if seeds < 1:
-        raise AutopetError(f"an experiment needs at least 1 seed, found {seeds}")
-    out, started = out.resolve(), time.monotonic()
-    with sole_writer(out):
-        claim(out, {"experiment": "lesiontracer", "budget": asdict(budget), "device": device})
-        phantoms = write_cohort(
-            out / COHORT, organ_maps=organ_maps, settings=budget.cohort, workers=workers or default_workers()
-        )
-        experiment = Experiment(out, budget, tuple(phantoms), device)
+    call = Call("lesiontracer", out.resolve(), seeds, device, command, workers)
+    with call.held(budget):
+        phantoms = call.phantoms(organ_maps, budget.cohort, moved=True)
+        experiment = Experiment(call.out, budget, phantoms, device)
         cells = [Cell(variant, seed) for seed in range(seeds) for variant in VARIANTS]
-        for seed in sorted({cell.seed for cell in cells if not (out / MODELS / cell.name / CONFIG).is_file()}):
+        for seed in sorted({cell.seed for cell in cells if not (call.out / MODELS / cell.name / CONFIG).is_file()}):
             _preprocessed(experiment, seed)
-        outcomes = run_cells(out, cells, partial(_run_cell, experiment), workers=_side_by_side(device, workers))
-        shutil.rmtree(out / SHARED, ignore_errors=True)
-        call_min = (time.monotonic() - started) / 60
-        story = _story(experiment, outcomes, command=command, call_min=call_min)
-        return write_report(out, read_results(out / RESULTS), story)
+        outcomes = call.run(cells, partial(_run_cell, experiment))
+        shutil.rmtree(call.out / SHARED, ignore_errors=True)
+        return write_report(call.out, read_results(call.out / RESULTS), _story(call, experiment, outcomes))
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------
@@ -236,35 +216,23 @@ def _predict(model: Any, case: Case) -> Volume:
     return lesiontracer.predict(model, inputs, Deadline())[LESIONS.slug]
 
 
-def _side_by_side(device: str, workers: int) -> int:
-    """Cells at a time: one per core, or one on a GPU."""
-    return workers or (1 if device.startswith("cuda") else len(os.sched_getaffinity(0)))
-
-
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _story(experiment: Experiment, outcomes: dict[Cell, Outcome], *, command: str, call_min: float) -> Story:
-    budget, spent = experiment.budget, sum(outcome.seconds for outcome in outcomes.values())
-    train_s = [outcome.train_s for outcome in outcomes.values()]
-    settings = {
-        "cohort": ", ".join(f"{key} {value}" for key, value in asdict(budget.cohort).items()),
-        "cohort's fingerprint": f"SHA-256 {fingerprint(experiment.out / COHORT)}",
-        "share of the patients in the test set": f"{budget.test_fraction:.3g}",
-        "training": ", ".join(f"{key} {value}" for key, value in asdict(budget.training).items()),
-        "seconds per training, shortest and longest": f"{min(train_s):.0f} and {max(train_s):.0f}",
-        "minutes of the call that wrote this report": f"{call_min:.1f}",
-    }
-    return Story(
+def _story(call: Call, experiment: Experiment, outcomes: dict[Cell, Outcome]) -> Story:
+    budget, train_s = experiment.budget, [outcome.train_s for outcome in outcomes.values()]
+    return call.story(
+        outcomes,
         title="LesionTracer's ideas on phantoms",
         question=_question(experiment),
         reference=REFERENCE,
-        command=command,
-        machine=machine(experiment.device),
-        date=f"{dt.date.today():%Y-%m-%d}",
-        minutes=spent / 60,
         explanations=EXPLANATIONS,
-        settings=settings,
+        settings={
+            **call.cohort_words(budget.cohort),
+            "share of the patients in the test set": f"{budget.test_fraction:.3g}",
+            "training": worded(budget.training),
+            "seconds per training, shortest and longest": f"{min(train_s):.0f} and {max(train_s):.0f}",
+        },
         notes=NOTES,
     )
 

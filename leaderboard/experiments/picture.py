@@ -61,7 +61,7 @@ def dots_picture(
 ) -> str:
     """SVG text: a line of dots for each name in `lines`, in every panel; what a panel does not hold stays empty."""
     bottom = TOP + ROW * len(lines)
-    width = LEFT + len(panels) * (PANEL_WIDTH + GAP)
+    width = LEFT + max(len(panels) * (PANEL_WIDTH + GAP), len(series) * LEGEND_STEP)
     parts = [element("rect", x=0, y=0, width=width, height=bottom + FOOT, fill="white"), legend(series)]
     for index, line in enumerate(lines):
         parts.append(text(line, x=LEFT - 14, y=TOP + ROW * (index + 0.5) + 4, anchor="end"))

@@ -27,7 +27,10 @@ from leaderboard.experiments.summary import (
 
 REPORT = "report.md"
 PICTURE = "seeds.svg"
-DIGITS = {"dice": 3, "fpv_ml": 1, "fnv_ml": 1, "pred_ml": 1, "gt_ml": 1, "auroc": 3, "seconds": 2, "threshold": 3}
+DIGITS = {
+    "dice": 3, "fpv_ml": 1, "fnv_ml": 1, "pred_ml": 1, "gt_ml": 1, "mtv_ml": 1, "tlg_g": 1, "auroc": 3, "seconds": 2,
+    "threshold": 3,
+}  # fmt: skip
 UNKNOWN = "\N{EN DASH}"
 
 

@@ -16,13 +16,14 @@ import numpy as np
 from algorithms.swinmip.classifier import load_classifier, scan_score, train_classifier
 from algorithms.swinmip.inference import Network, lesion_probability
 from algorithms.swinmip.model import PROJECTIONS, classifier_file, load_segmenter
-from algorithms.swinmip.segmenter import METRICS, train_segmenter
+from algorithms.swinmip.segmenter import train_segmenter
 from algorithms.swinmip.swin import Classifier
 from autopet.cohort import Case, read_table
 from autopet.folders import whole_file
 from autopet.images import read_image
 from autopet.progress import track
 from autopet.thresholds import best_threshold, dice_curve, gate_threshold
+from autopet.training import METRICS
 from autopet.volume import Volume
 from leaderboard.experiments.cohort import Phantom
 from leaderboard.experiments.common import Cell, Outcome, Row, cell_file, read_outcome, score_prediction
@@ -284,7 +285,7 @@ def gated_rows(rows: Sequence[Row], scores: Sequence[Mapping[str, Any]], *, thre
         score = known[row.case]
         behind = replace(row, variant=ENSEMBLE + end, seconds=round(row.seconds + score["seconds"], 3))
         if score["score"] < threshold:
-            behind = replace(behind, fpv_ml=0.0, pred_ml=0.0, seconds=score["seconds"])
+            behind = replace(behind, fpv_ml=0.0, pred_ml=0.0, pred_tlg_g=0.0, seconds=score["seconds"])
             behind = replace(behind, dice=0.0, fnv_ml=row.gt_ml) if row.positive else behind
         found.append(behind)
     return found

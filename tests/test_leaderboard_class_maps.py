@@ -1,0 +1,127 @@
+"""Class activation maps beside the masks of a submission, and the run-time options of a trained model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from autopet.checkpoint import publish_model, read_config
+from autopet.cli import app
+from autopet.cohort import Case
+from autopet.errors import AutopetError
+from autopet.images import read_image, write_image
+from autopet.sockets import CT, PET, Inputs
+from leaderboard.class_maps import write_class_maps
+from leaderboard.overlay_files import find_maps
+
+torch = pytest.importorskip("torch")
+
+from algorithms.weakcam import predict  # noqa: E402
+from algorithms.weakcam.model import CAM_METHODS, METHOD, PRESETS, build_network, save_weights  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = replace(
+    PRESETS["demo"], size=32, pixel_mm=4.0, widths=(4, 8), convolutions=(1, 1), pooled_blocks=(1,)
+)  # fmt: skip
+VALUES = {"t_m": 0.5, "q_m": 40.0}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Random weights that call every slice positive."""
+    torch.manual_seed(3)
+    network = build_network(TINY)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.randn(2, 8))
+
+    def fill(folder: Path) -> dict:
+        save_weights(folder, network.state_dict())
+        thresholds = {cam: {"fraction": VALUES, "percentile": VALUES} for cam in CAM_METHODS}
+        return {
+            "method": METHOD,
+            "settings": asdict(TINY),
+            "channels": ["CT", "PET"],
+            "cam": "cam",
+            "reading": "fraction",
+            "class_threshold": 0.0,
+            "thresholds": thresholds,
+        }
+
+    return publish_model(tmp_path / "model", fill)
+
+
+@pytest.fixture
+def submission(cohort: list[Case], tmp_path: Path) -> Path:
+    """Masks of two of the cases."""
+    for case in cohort[:2]:
+        write_image(tmp_path / "masks" / f"{case.name}.nii.gz", read_image(case.mask))
+    return tmp_path / "masks"
+
+
+def test_maps_lie_where_the_overlays_look_for_them(model: Path, submission: Path, cohort: list[Case]):
+    paths = write_class_maps("weakcam", model, submission, cohort[:3], cams=["cam", "gradcam++"])
+    assert len(paths) == 4  # the third case has no mask
+    loaded = predict.load(model, "cpu")
+    for case in cohort[:2]:
+        found = find_maps(submission, submission / f"{case.name}.nii.gz")
+        assert sorted(found) == ["cam", "gradcam++"]
+        suv = read_image(case.suv)
+        inputs = Inputs({PET.slug: suv, CT.slug: read_image(case.ct)}, case.name)
+        expected = predict.map_volumes(loaded, inputs, ["cam"])["cam"]
+        assert 0 < expected.array.max() <= 1
+        written = read_image(found["cam"])
+        assert written.same_grid(suv)
+        np.testing.assert_allclose(written.array, expected.array, atol=1e-6)
+
+
+def test_maps_that_are_there_are_kept(model: Path, submission: Path, cohort: list[Case]):
+    (path, *_) = write_class_maps("weakcam", model, submission, cohort[:1], cams=["cam"])
+    before = path.stat().st_mtime_ns
+    paths = write_class_maps("weakcam", model, submission, cohort[:1], cams=["cam", "gradcam"])
+    assert path.stat().st_mtime_ns == before
+    assert [found.name for found in paths] == ["cam_cam.nii.gz", "cam_gradcam.nii.gz"]
+    assert all(found.is_file() for found in paths)
+
+
+@pytest.mark.parametrize(
+    ("method", "cams", "masks", "words"),
+    [
+        ("threshold", [], "masks", "threshold has no class activation maps"),
+        ("weakcam", ["lime"], "masks", "weakcam has no map lime; known are cam, gradcam, gradcam"),
+        ("weakcam", [], "model", "has a mask of none of the 2 cases"),
+    ],
+)
+def test_mistakes_are_named(
+    model: Path, submission: Path, cohort: list[Case], method: str, cams: list[str], masks: str, words: str
+):
+    with pytest.raises(AutopetError, match=words):
+        write_class_maps(method, model, submission.parent / masks, cohort[:2], cams=cams)
+
+
+def test_the_commands(model: Path, submission: Path, cohort: list[Case], tmp_path: Path):
+    run = CliRunner()
+    done = run.invoke(app, ["configure", str(model), "--set", "cam=gradcam", "--set", "class_threshold=0.25"])
+    assert done.exit_code == 0, done.output
+    assert {key: read_config(model, method=METHOD)[key] for key in ("cam", "class_threshold")} == {
+        "cam": "gradcam",
+        "class_threshold": 0.25,
+    }
+    shown = run.invoke(app, ["configure", str(model)]).output
+    assert "cam = gradcam, reading = fraction, class_threshold = 0.25" in shown
+    options = ["--model", str(model), "--data", str(cohort[0].folder.parent), "--submission", str(submission)]
+    done = run.invoke(app, ["maps", "weakcam", *options, "--cam", "cam"])
+    assert done.exit_code == 0, done.output
+    assert len(list(submission.rglob("cam_cam.nii.gz"))) == 2
+
+
+def test_a_method_without_options_says_so(tmp_path: Path):
+    model = publish_model(tmp_path / "threshold", lambda folder: {"method": "threshold"})
+    assert json.loads((model / "config.json").read_text())["method"] == "threshold"
+    done = CliRunner().invoke(app, ["configure", str(model)])
+    assert isinstance(done.exception, AutopetError)
+    assert "threshold has no options of its own" in str(done.exception)
