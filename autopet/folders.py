@@ -14,7 +14,7 @@ from pathlib import Path
 from autopet.errors import AutopetError, one_line
 
 LOCK = ".autopet-lock"
-LEFTOVER = re.compile(r"\.(?:part|old)-(?P<name>.+)-[0-9a-f]{8}")  # of whole_folder
+LEFTOVER = re.compile(r"\.(?:part|old)-(?P<name>.+)-[0-9a-f]{8}")  # of whole_folder and remove_at_once
 LEFTOVER_FILE = re.compile(r"\.part-[0-9a-f]{8}-(?P<name>.+)")  # of whole_file
 
 
@@ -56,8 +56,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def remove_at_once(folder: Path) -> None:
+    """Remove a folder in one go, so that a kill leaves no half of it under its name; see `remove_leftovers`."""
+    gone = folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex[:8]}")
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def remove_leftovers(parent: Path, *names: str) -> None:
-    """Remove what killed calls of `whole_folder` and `whole_file` left in a folder: of the names given, or of all."""
+    """Remove what killed calls of the functions above left in a folder: of the names given, or of all."""
     for path in sorted(parent.glob(".*")):
         is_folder = path.is_dir() and not path.is_symlink()
         match = (LEFTOVER if is_folder else LEFTOVER_FILE).fullmatch(path.name)

@@ -23,8 +23,9 @@ def claim_work(
     Parameters
     ----------
     work : Path
-        Made when it is not there. A folder without a stamp is taken when it is empty: that is what a call leaves which
-        is killed, or whose disk is full, before it writes the stamp.
+        Made when it is not there; what a killed call of `remove_at_once` left of it goes. A folder without a stamp is
+        taken when it is empty: that is what a call leaves which is killed, or whose disk is full, before it writes the
+        stamp.
     settings : dataclass
         The method's settings; those in `RUN_TIME_ONLY` may differ.
     inputs : object
@@ -39,6 +40,7 @@ def claim_work(
     """
     chosen = {key: value for key, value in asdict(settings).items() if key not in RUN_TIME_ONLY}
     key = hashlib.sha256(repr((chosen, inputs)).encode()).hexdigest()
+    remove_leftovers(work.parent, work.name)
     work.mkdir(parents=True, exist_ok=True)
     remove_leftovers(work, STAMP)
     stamp = work / STAMP

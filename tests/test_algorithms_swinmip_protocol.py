@@ -503,7 +503,7 @@ def test_one_kill_late_or_early(published: tuple, tmp_path: Path, monkeypatch: p
     assert files_of(tmp_path / "model") == files_of(published[0])
 
 
-@pytest.mark.parametrize("name", ["publish_model", "_discard"])
+@pytest.mark.parametrize("name", ["publish_model", "remove_at_once"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_while_publishing(
     published: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
@@ -521,7 +521,7 @@ def test_killed_while_publishing(
         patch.setattr(train, name, broken)
         with pytest.raises(Killed):
             run(cases, tmp_path, PAPER, networks)
-    if (name, moment) != ("_discard", "after"):  # after it all is done, and a new call a new training
+    if (name, moment) != ("remove_at_once", "after"):  # after it all is done, and a new call a new training
         run(cases, tmp_path, PAPER, networks)
     assert networks.trained == published[1].trained
     assert files_of(tmp_path / "model") == files_of(published[0])

@@ -256,6 +256,7 @@ def test_options_are_kept_in_the_model_folder(folder: Path, tmp_path: Path):
         ("cam=", "cam needs a method's name"),
         ("reading=median", "reading 'median' is unknown"),
         ("class_threshold=2", "class_threshold is a probability"),
+        ("score_cam_top_channels=2.5", "score_cam_top_channels must be a whole number"),
         ("epochs=3", "unknown option epochs; known are cam, reading"),
     ],
 )
@@ -288,6 +289,8 @@ def test_a_model_folder_without_thresholds_is_refused(folder: Path, tmp_path: Pa
     broken = publish_model(tmp_path / "model", fill)
     with pytest.raises(AutopetError, match=f"'{key}'.*train or copy the model again"):
         predict.load(broken, "cpu")
+    with pytest.raises(AutopetError, match=f"'{key}'.*train or copy the model again"):
+        predict.set_options(broken, ["cam=cam"])
 
 
 # Under a clock
@@ -383,6 +386,31 @@ def test_score_cam_is_tried_out_before_it_is_given_up(timed: Callable[..., tuple
     assert "scorecam" not in {method for method, _ in in_no_time}
     unlimited, *_ = timed(float("inf"))
     assert len(unlimited) == 8
+
+
+def test_slices_that_take_longer_than_the_first_do_not_break_the_limit(
+    timed: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
+):
+    """Score-CAM costs what the masks let through: a slice of 2 s, then slices of 6 s. The clock is asked in time."""
+    before = predict.slice_maps
+
+    def slice_maps(network, images, **options):
+        maps = before(network, images[:1], **options)
+        monkeypatch.setitem(COST_S, "scorecam", 6.0)
+        rest = [before(network, images[place : place + 1], **options) for place in range(1, len(images))]
+        return np.concatenate([maps, *rest])
+
+    monkeypatch.setattr(predict, "slice_maps", slice_maps)
+    monkeypatch.setattr(predict, "passes", lambda method, _: {"scorecam": 2.0, "cam": 1.0}[method])
+    counts = []
+    for limit_s in range(24, 100, 4):
+        monkeypatch.setitem(COST_S, "scorecam", 2.0)
+        made, deadline, mask = timed(float(limit_s))
+        assert deadline.elapsed_s <= limit_s
+        assert set(np.flatnonzero(mask.any(axis=(1, 2)))) == set(CERTAIN)
+        counts.append([method for method, _ in made].count("scorecam"))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 8)
 
 
 def test_slices_without_any_map_are_told(timed: Callable[..., tuple]):

@@ -87,8 +87,9 @@ def test_the_weight_of_a_lesion_comes_from_the_training_slices(cached: list[Path
     assert run.loss.weight.tolist() == pytest.approx([1.0, run.lesion_weight])
     given = train.Run(replace(TINY, lesion_weight=7.7), tmp_path, "cpu", cached)
     assert given.loss.weight.tolist() == pytest.approx([1.0, 7.7])
-    with pytest.raises(AutopetError, match="slices with and without lesions, found 0"):
-        train.Run(TINY, tmp_path, "cpu", cached[3:])
+    for settings in (TINY, replace(TINY, lesion_weight=7.7)):  # also with a weight there is nothing to tell apart
+        with pytest.raises(AutopetError, match="slices with and without lesions, found 0"):
+            train.Run(settings, tmp_path, "cpu", cached[3:])
 
 
 def test_weighted_loss_by_hand_and_as_torch_has_it():
@@ -299,6 +300,54 @@ def test_without_validation_the_last_epoch_is_kept_and_thresholds_come_from_trai
     assert config["searched_slices"] == 4
     row = next(csv.DictReader((out / train.METRICS).open()))
     assert (row["val_loss"], row["val_auroc"]) == ("", "")
+
+
+def test_without_a_second_patient_with_lesions_nobody_is_held_out(cohort: list[Case], tmp_path: Path):
+    """case00 has lesions, case03 and case07 have none: on these neither an epoch nor thresholds can be chosen."""
+    few = [cohort[0], cohort[3], cohort[7]]
+    settings = replace(TINY, epochs=1, validation_share=0.5, search_slices=4, class_threshold=0.0)
+    out = train.train(few, tmp_path / "model", settings=settings, work=tmp_path / "work", device="cpu")
+    config = read_config(out, method=METHOD)
+    assert (config["training_cases"], config["validation_cases"]) == (["case00", "case03", "case07"], [])
+
+
+def _with_lesion(case: Case, folder: Path, *box: slice) -> Case:
+    """The same images with another lesion."""
+    other = replace(case, folder=folder)
+    for source, target in ((case.suv, other.suv), (case.ct, other.ct)):
+        write_image(target, read_image(source))
+    mask = read_image(case.mask)
+    array = np.zeros_like(mask.array)
+    array[box] = 1
+    write_image(other.mask, mask.with_array(array))
+    return other
+
+
+VOXEL = (slice(20, 21), slice(11, 12), slice(11, 12))  # that no pixel of 40 mm reads
+LARGE = (slice(15, 25), slice(10, 32), slice(10, 32))
+
+
+def test_lesions_between_the_pixels_leave_the_thresholds_to_training_cases(cohort: list[Case], tmp_path: Path):
+    settings = replace(TINY, epochs=1, pixel_mm=40.0, search_slices=4, class_threshold=0.0)
+    _, (held,) = train.hold_out(cohort[:2], 0.3, seed=settings.seed, by_lesions=True)
+    cases = [
+        _with_lesion(case, tmp_path / case.name, *(VOXEL if case.name == held.name else LARGE)) for case in cohort[:2]
+    ]
+    out = train.train(cases, tmp_path / "model", settings=settings, work=tmp_path / "work", device="cpu")
+    config = read_config(out, method=METHOD)
+    assert config["validation_cases"] == [held.name]  # its slices' labels still choose the epoch
+    assert config["searched_slices"] == 4
+    assert config["thresholds"]["global"]["percentile"]["dice"] > 0
+
+
+def test_that_no_lesion_reaches_a_pixel_is_said_before_the_training(
+    cohort: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cases = [_with_lesion(case, tmp_path / case.name, *VOXEL) for case in cohort[:2]]
+    monkeypatch.setattr(train.Run, "fit", lambda *_: pytest.fail("trained for nothing"))
+    settings = replace(TINY, pixel_mm=40.0)
+    with pytest.raises(AutopetError, match="no lesion of 2 cases reaches the centre of a pixel of 40 mm"):
+        train.train(cases, tmp_path / "model", settings=settings, work=tmp_path / "work", device="cpu")
 
 
 # The model folder

@@ -104,3 +104,21 @@ def test_files_of_killed_writers_are_leftovers_too(tmp_path: Path):
     ]
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".part-notes.csv", "prep.csv"]
+
+
+def test_a_folder_goes_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/stamp").touch()
+
+    def dying(folder: Path, **_) -> None:
+        assert (folder / "stamp").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "rmtree", dying)
+        with pytest.raises(KeyboardInterrupt):
+            folders.remove_at_once(tmp_path / "work")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".old-work-")
+    folders.remove_leftovers(tmp_path, "work")
+    assert list(tmp_path.iterdir()) == []

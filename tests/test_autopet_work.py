@@ -70,3 +70,10 @@ def test_sizes_of_files(tmp_path: Path):
 def test_methods_without_torch_can_use_it():
     code = "import sys, autopet.work; assert not {'torch', 'nnunetv2', 'SimpleITK'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_kill_left_of_an_earlier_folder_goes(tmp_path: Path):
+    for name in (".old-work-0123abcd", ".old-other-0123abcd"):
+        (tmp_path / name / "cases").mkdir(parents=True)
+    claim_work(tmp_path / "work", Settings(), INPUTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".old-other-0123abcd", "work"]

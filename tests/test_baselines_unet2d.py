@@ -20,6 +20,7 @@ from autopet.errors import AutopetError
 from autopet.images import read_image
 from autopet.sockets import CT, DATA_CENTRIC, LESIONS, PET, Inputs
 from autopet.volume import Volume
+from autopet.work import STAMP
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("monai")
@@ -279,6 +280,31 @@ def test_validation_holds_out_whole_patients(cohort: list[Case]):
     assert train.hold_out(cases, 0.0, seed=0, by_lesions=True) == (cases, [])
     with pytest.raises(AutopetError, match=r"validation_share=0.9 holds out all 1 patients; lower it"):
         train.hold_out(cases[3:4], 0.9, seed=0, by_lesions=True)  # one without lesions
+
+
+def test_a_kill_while_the_work_folder_is_removed_stops_no_later_training(
+    cohort: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = {"settings": replace(TINY, epochs=1), "work": tmp_path / "work", "device": "cpu"}
+
+    def dying(folder: Path, **_) -> None:
+        if (folder / STAMP).exists():  # the work folder's, whatever it is called by now
+            (folder / STAMP).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.shutil, "rmtree", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(cohort[:4], tmp_path / "model", **arguments)
+    train.train(cohort[:4], tmp_path / "model", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_files_in_the_model_s_place_are_noticed_before_the_training(cohort: list[Case], tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(AutopetError, match="holds other files; choose a new folder for the model"):
+        train.train(cohort[:2], tmp_path, settings=TINY, work=tmp_path / "work", device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
 
 
 def test_a_cohort_without_lesions_cannot_be_trained_on(cohort: list[Case], tmp_path: Path):

@@ -510,3 +510,10 @@ def sign(folder: Path) -> None:
     """Make the checksums fit, as somebody who edits a model would."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
     (folder / SUMS).write_text("".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+
+
+def test_other_files_in_the_model_s_place_are_noticed_before_the_training(cohort: list[Case], tmp_path: Path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(AutopetError, match="holds other files; choose a new folder for the model"):
+        train.train(cohort[:2], tmp_path, settings=TINY, work=tmp_path / "work", device="cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]

@@ -7,7 +7,6 @@ sets of any labels and channels; `algorithms.lesiontracer.transfer.load_pretrain
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from algorithms.lesiontracer.pretrain_training import COLUMNS, METRICS, Training
 from autopet.checkpoint import publish_model, refuse_other_content
 from autopet.cohort import write_table
 from autopet.errors import AutopetError
+from autopet.folders import remove_at_once
 from autopet.nnunet.plans import check_patch
 from autopet.nnunet.processes import refuse_several
 from autopet.nnunet.schedule import Schedule
@@ -121,7 +121,7 @@ def pretrain(sources: Sequence[Source], out: Path, *, settings: Settings, work: 
         preprocess(space, sources, plans, workers=workers)
         training = train_network(space, sources, plans, settings, torch.device(device))
     publish_model(out, partial(_fill, training=training, sources=sources, plans=plans))
-    shutil.rmtree(space.root, ignore_errors=True)
+    remove_at_once(space.root)
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +23,7 @@ from algorithms.lesiontracer.preprocessing import LESION, OrganPreprocessor, org
 from autopet.checkpoint import refuse_other_content
 from autopet.cohort import Case, labelled
 from autopet.errors import AutopetError
-from autopet.folders import whole_file
+from autopet.folders import remove_at_once, whole_file
 from autopet.misalignment import MisalignTransform
 from autopet.nnunet.folds import ALL, check_folds, write_folds
 from autopet.nnunet.model_folder import FoldResult, publish_folds
@@ -210,4 +209,4 @@ def _publish(
         "organ_cases": [case.name for case in cases if settings.organs and organ_files([case])],
     }
     publish_folds(out, *space.plans(), folds, config=config)
-    shutil.rmtree(space.root, ignore_errors=True)
+    remove_at_once(space.root)

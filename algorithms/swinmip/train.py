@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,7 +48,7 @@ from autopet.checkpoint import link_or_copy, publish_model, refuse_other_content
 from autopet.cohort import SPLIT, Case, labelled, write_table
 from autopet.deadline import Deadline
 from autopet.errors import AutopetError
-from autopet.folders import remove_leftovers
+from autopet.folders import remove_at_once
 from autopet.images import read_grid, read_image
 from autopet.progress import console, track
 from autopet.spacing import median_spacing_mm
@@ -91,7 +89,6 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
 def run_protocol(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, networks: Networks) -> Path:
     """`train` with networks of any kind."""
     refuse_other_content(out)
-    remove_leftovers(work.parent, work.name)
     for name in WEIGHT_FILES:
         if getattr(settings, name) and not Path(getattr(settings, name)).is_file():
             raise AutopetError(f"{name}={getattr(settings, name)}: there is no such file; give another, or none")
@@ -104,7 +101,7 @@ def run_protocol(cases: Sequence[Case], out: Path, *, settings: Settings, work: 
     _claim(work, known, settings)
     outcome = follow(known, settings=settings, networks=networks, work=work)
     publish(out, outcome, settings, work)
-    _discard(work)
+    remove_at_once(work)
     console.print(threshold_table(outcome), highlight=False)
     for sentence in filter(None, (projection_sentence(outcome), gate_sentence(outcome))):
         say(sentence)
@@ -125,13 +122,6 @@ def _claim(work: Path, cases: Sequence[Case], settings: Settings) -> None:
         for case in cases
     ]
     claim_work(work, settings, inputs)
-
-
-def _discard(work: Path) -> None:
-    """Remove the work folder in one go, so that a kill leaves no half of it to a later call."""
-    gone = work.with_name(f".old-{work.name}-{uuid.uuid4().hex[:8]}")
-    os.replace(work, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 # The networks

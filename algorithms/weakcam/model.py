@@ -8,7 +8,7 @@ turned into masks (`search.py`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -76,6 +76,10 @@ class Settings:
             if getattr(self, name) not in known:
                 words = ", ".join(filter(None, known))
                 raise AutopetError(f"{name} {getattr(self, name)!r} is unknown; use one of {words}")
+        for each in fields(self):
+            found = getattr(self, each.name)
+            if type(each.default) is int and type(found) is not int:
+                raise AutopetError(f"{each.name} must be a whole number, found {found}")
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise AutopetError(f"{name} must be at least 1, found {getattr(self, name)}")

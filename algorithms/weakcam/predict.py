@@ -34,6 +34,7 @@ EXPORT_SHARE = 0.05  # of the time limit, kept for the mask's file
 FALLBACK = "cam"  # its maps cost one forward pass: for slices that the chosen method has no time for
 BACKWARD = 3.0  # a forward and a backward pass, in forward passes
 SLACK = 1.25  # a few slices may take that much longer than those before them
+UNASKED = 0.1  # share of the time left that may pass between two looks at the clock, but for a single slice
 TRIAL_CHANNELS = 16  # of Score-CAM's, to see how long one takes
 OPTIONS = ("cam", "reading", "class_threshold", "score_cam_top_channels")  # that a trained model can be run with
 logger = logging.getLogger("autopet")
@@ -128,14 +129,17 @@ def set_options(model_dir: Path, assignments: Sequence[str]) -> dict[str, Any]:
     config = read_config(model_dir, method=METHOD)
     settings = settings_from_dict(Settings, config["settings"], str(model_dir))
     known = ("cam", "reading", "class_threshold")
-    before = replace(settings, **{name: config[name] for name in known})
+    try:
+        before, methods = replace(settings, **{name: config[name] for name in known}), ", ".join(config["thresholds"])
+    except KeyError as error:
+        raise AutopetError(f"{model_dir}/config.json lacks {error}; train or copy the model again") from error
     strange = sorted({text.partition("=")[0] for text in assignments} - set(OPTIONS))
     if strange:
         raise AutopetError(f"unknown option {', '.join(strange)}; known are {', '.join(OPTIONS)}")
     after = override(before, list(assignments))
     chosen = {name: getattr(after, name) for name in OPTIONS}
     if not chosen["cam"]:
-        raise AutopetError(f"cam needs a method's name, {', '.join(config['thresholds'])}, found nothing")
+        raise AutopetError(f"cam needs a method's name, {methods}, found nothing")
 
     def change(old: dict[str, Any]) -> dict[str, Any]:
         kept = old["settings"] | {"score_cam_top_channels": chosen["score_cam_top_channels"]}
@@ -227,11 +231,14 @@ class Work:
         self.lowest = np.full((count, height, width), np.inf, np.float32)
 
     def _fitting(self, per_slice_s: float, most: int, *, keep_s: float = 0.0) -> int:
-        """How many slices there is time for."""
+        """How many slices there is time for, before the clock is looked at again.
+
+        Score-CAM's slices differ in cost, and what one of them took says little about many others.
+        """
         if not self.deadline.limited or per_slice_s <= 0:
             return most if not self.deadline.expired else 0
-        left_s = self.deadline.remaining_s - self.reserve_s - keep_s
-        return int(min(max(left_s, 0.0) / (SLACK * per_slice_s), most))
+        left = max(self.deadline.remaining_s - self.reserve_s - keep_s, 0.0) / per_slice_s  # in slices
+        return int(min(left / SLACK, max(UNASKED * left, 1.0), most))
 
     # the classifier
 

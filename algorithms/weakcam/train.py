@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from algorithms.weakcam.thresholds import Fitted, fit_thresholds
 from autopet.checkpoint import publish_model, refuse_other_content, save_weights
 from autopet.cohort import Case, labelled, write_table
 from autopet.errors import AutopetError
-from autopet.folders import remove_leftovers
+from autopet.folders import remove_at_once
 from autopet.progress import console
 from autopet.slices import CHANNELS, EpochBatches, lesion_weight, read_labels, read_slices
 from autopet.training import METRICS, Training, hold_out
@@ -41,7 +39,8 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     cases : sequence of Case
         Training cases with a lesion mask, of which training sees only whether a slice has a lesion. `validation_share`
         of their patients is held out: to choose the epoch that is kept, t_m and q_m of every CAM method, and the method
-        that is the default. With nobody held out, or one patient with lesions, that is done on the training cases.
+        that is the default. With nobody held out, as with one patient with lesions, that is done on the training cases;
+        so is all but the first where no held-out lesion reaches the centre of a pixel.
     out : Path
         Model folder to publish: weights.safetensors, metrics.csv, search.csv (the whole grid), config.json.
     settings : Settings
@@ -54,18 +53,17 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     Raises
     ------
     AutopetError
-        No labelled case, no slice with or none without a lesion, another training's work folder, or a loss that is not
-        finite.
+        No labelled case, no slice with or none without a lesion, no lesion pixel, another training's work folder, or a
+        loss that is not finite.
     """
     refuse_other_content(out)
-    remove_leftovers(work.parent, work.name)
     known = sorted(labelled(cases), key=lambda case: case.name)
     _claim(work, known, settings)
-    training, validation = hold_out(known, settings.validation_share, seed=settings.seed, by_lesions=True)
+    training, validation = _divide(known, settings)
     folders = cache(known, work / "slices", settings)
     run = Run(settings, work, device, [folders[case.name] for case in training])
+    searched = _searched((validation, training), folders, settings=settings)
     run.fit([folders[case.name] for case in validation])
-    searched = validation or training
     fitted = fit_thresholds(
         run.final_network(),
         {case.name: folders[case.name] for case in searched},
@@ -74,10 +72,9 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         device=device,
     )
     _publish(out, run, fitted, training=training, validation=validation)
-    gone = work.with_name(f".old-{work.name}-{uuid.uuid4().hex[:8]}")
-    os.replace(work, gone)  # in one go, so that a kill leaves no half of it to a later call
-    shutil.rmtree(gone, ignore_errors=True)
-    console.print(summary(fitted, run.settings, where="validation" if validation else "training"), highlight=False)
+    remove_at_once(work)
+    where = "validation" if searched is validation else "training"
+    console.print(summary(fitted, run.settings, where=where), highlight=False)
     return out
 
 
@@ -91,6 +88,23 @@ def _claim(work: Path, cases: Sequence[Case], settings: Settings) -> None:
         for case in cases
     ]
     claim_work(work, settings, (inputs, file_sizes([weights] if settings.imagenet else [])))
+
+
+def _divide(cases: Sequence[Case], settings: Settings) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases; nobody is held out where nobody with lesions can be: they say nothing of maps."""
+    training, validation = hold_out(cases, settings.validation_share, seed=settings.seed, by_lesions=True)
+    return (training, validation) if any(case.lesion_voxels for case in validation) else (list(cases), [])
+
+
+def _searched(parts: Sequence[list[Case]], folders: Mapping[str, Path], *, settings: Settings) -> list[Case]:
+    """The cases that thresholds are chosen on: the first part of them that has a lesion pixel."""
+    for cases in parts:
+        if any(read_slices(folders[case.name])[1].any() for case in cases):
+            return cases
+    raise AutopetError(
+        f"no lesion of {len(folders)} cases reaches the centre of a pixel of {settings.pixel_mm:g} mm, so that no "
+        "thresholds can be chosen; lower pixel_mm, or give more cases"
+    )
 
 
 def _publish(out: Path, run: Run, fitted: Fitted, *, training: Sequence[Case], validation: Sequence[Case]) -> None:
@@ -137,7 +151,8 @@ class Run(Training):
         settings = self.settings
         torch.manual_seed(settings.seed)
         self.data = training_slices(self.training, settings)
-        self.lesion_weight = settings.lesion_weight or lesion_weight(self.data.labels)
+        computed = lesion_weight(self.data.labels)  # an error where there is one kind of slices only
+        self.lesion_weight = settings.lesion_weight or computed
         self.network = build_network(settings).to(self.device)
         self.optimizer = torch.optim.SGD(self.network.parameters(), settings.learning_rate, momentum=settings.momentum)
         self.loss = torch.nn.CrossEntropyLoss(torch.tensor([1.0, self.lesion_weight], device=self.device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +11,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from autopet.checkpoint import refuse_other_content
 from autopet.cohort import Case, labelled
+from autopet.folders import remove_at_once
 from autopet.nnunet.folds import ALL, check_folds, write_folds
 from autopet.nnunet.model_folder import publish_folds
 from autopet.nnunet.processes import refuse_several
@@ -61,5 +61,5 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         }
     config = {"method": "nnunet", "settings": asdict(settings), "training_cases": [case.name for case in cases]}
     publish_folds(out, *space.plans(), trained, config=config)
-    shutil.rmtree(space.root, ignore_errors=True)
+    remove_at_once(space.root)
     return out

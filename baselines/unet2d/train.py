@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn import CrossEntropyLoss
 
-from autopet.checkpoint import publish_model, save_weights
+from autopet.checkpoint import publish_model, refuse_other_content, save_weights
 from autopet.cohort import Case, labelled
+from autopet.folders import remove_at_once
 from autopet.slices import CHANNELS, EpochBatches, Slices, cache_slices, lesion_weight, read_labels, read_slices
 from autopet.training import METRICS, Training, hold_out, polynomial_rate
 from autopet.work import claim_work, file_sizes
@@ -42,6 +43,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         No labelled case, no patient left to train on, no slice with or none without a lesion, another training's work
         folder, or a loss that is not finite.
     """
+    refuse_other_content(out)
     cases = labelled(cases)
     claim_work(work, settings, [(case.name, file_sizes((case.ct, case.suv, case.mask))) for case in cases])
     training, validation = hold_out(cases, settings.validation_share, seed=settings.seed, by_lesions=True)
@@ -65,7 +67,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         }
 
     publish_model(out, fill)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_at_once(work)
     return out
 
 

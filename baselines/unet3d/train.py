@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from monai.losses import DiceCELoss, DiceLoss
 
-from autopet.checkpoint import publish_model, save_weights
+from autopet.checkpoint import publish_model, refuse_other_content, save_weights
 from autopet.cohort import Case, labelled
+from autopet.folders import remove_at_once
 from autopet.spacing import median_spacing_mm
 from autopet.training import METRICS, Training, epoch_batches, hold_out, polynomial_rate
 from autopet.work import claim_work, file_sizes
@@ -43,6 +44,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
     AutopetError
         No labelled case, no patient left to train on, another training's work folder, or a loss that is not finite.
     """
+    refuse_other_content(out)
     cases = labelled(cases)
     _claim(work, cases, settings)
     spacing_mm = settings.spacing_mm or median_spacing_mm(cases)
@@ -65,7 +67,7 @@ def train(cases: Sequence[Case], out: Path, *, settings: Settings, work: Path, d
         }
 
     publish_model(out, fill)
-    shutil.rmtree(work, ignore_errors=True)
+    remove_at_once(work)
     return out
 
 
