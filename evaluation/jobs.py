@@ -285,7 +285,7 @@ def _checked(root: Path, path: Path, *, label: str, names: tuple[tuple[str, ...]
         _refuse_links(root, path)
         if not path.is_file():
             raise AutopetError(f"{path.relative_to(root)} is not a file")
-        _refuse_foreign_voxels(path)
+        refuse_foreign_voxels(path)
     except AutopetError as error:
         return Candidate(label, names, None, REFUSED, one_line(error))
     return Candidate(label, names, path)
@@ -299,7 +299,7 @@ def _refuse_links(root: Path, path: Path) -> None:
             raise AutopetError(f"{place.relative_to(root)} is a link; submit the file itself")
 
 
-def _refuse_foreign_voxels(path: Path) -> None:
+def refuse_foreign_voxels(path: Path) -> None:
     """Headers can name another file for the voxels, which would let a submission hand in the ground truth itself."""
     name = path.name.lower()
     if not name.endswith(MASK_SUFFIXES):

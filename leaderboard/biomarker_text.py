@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 from urllib.parse import quote
@@ -110,21 +111,33 @@ def _bias(found: BlandAltman) -> str:
 
 
 def _notes(entries: Sequence[Entry], number: int) -> list[str]:
-    """What is lost, and why a coefficient or its interval is missing."""
+    """What is lost, of how many cases a number is, and why a coefficient or its interval is missing."""
     notes = []
     for entry in entries:
         group = entry.groups[number]
         if group.lost:
             notes.append(f"- {_cell(entry.name)}: {group.lost} of {group.cases} cases without a valid prediction")
+        counts = _counts(group).items()
+        notes += [
+            f"- {_cell(entry.name)}: {n} of {group.cases} cases have {what}" for what, n in counts if n < group.cases
+        ]
         reasons = {name: estimate.icc.reason for name, estimate in group.estimates.items() if estimate.icc.reason}
         notes += [f"- {_cell(entry.name)}, ICC of {name.upper()}: {reason}" for name, reason in reasons.items()]
     return ["\n".join(notes)] if notes else []
 
 
+def _counts(group: Group) -> dict[str, int]:
+    """How many cases each number of the table is of: editions leave the Dice of cases without lesions undefined."""
+    counts = {"a Dice": group.dice.count}
+    for name, estimate in group.estimates.items():
+        counts[f"{'an' if name == 'mtv' else 'a'} {name.upper()} deviation"] = estimate.deviation.count
+    return counts | {f"an ICC and bias of {name.upper()}": found.icc.n for name, found in group.estimates.items()}
+
+
 def _cell(text: str) -> str:
-    """A participant's text in a table: nothing in it is markup."""
-    plain = html.escape(" ".join(text.split()))
-    return "".join(f"\\{letter}" if letter in "|\\`*_[]" else letter for letter in plain)
+    """A participant's text in a table or at the start of a line: nothing in it is markup."""
+    plain = "".join(f"\\{letter}" if letter in "|\\`*_[]~#" else letter for letter in " ".join(text.split()))
+    return html.escape(re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", plain))  # of a list, or of a heading above
 
 
 def _picture(words: str, place: str) -> str:

@@ -112,7 +112,8 @@ def numbers_of(submission: Submission) -> Numbers:
 def _refuse_other_content(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise AutopetError(f"{out} is a file; choose a new folder for the report")
-    if out.is_dir() and any(out.iterdir()) and not (out / SUMMARY).is_file():
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and (SUMMARY not in found or found - {REPORT, TABLE, SUMMARY, PLOTS, OVERLAYS}):
         raise AutopetError(f"{out} holds other files; choose a new folder for the report")
 
 

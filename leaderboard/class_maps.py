@@ -1,27 +1,38 @@
-"""Class activation maps of a submission's cases as images beside their masks, for `autopet biomarkers` to draw."""
+"""Class activation maps of a submission's cases as images beside their masks, for `autopet biomarkers` to draw.
+
+<case's folder>/maps/cam_<name>.nii.gz   a map
+<case's folder>/maps/maps.json           which model's maps of which images they are
+"""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from autopet.checkpoint import SUMS, sha256
 from autopet.cohort import Case
 from autopet.errors import AutopetError
+from autopet.folders import whole_file
 from autopet.images import image_stem, write_image
 from autopet.methods import find_method
 from autopet.progress import track
 from autopet.sockets import read_inputs
+from autopet.work import file_sizes
 from leaderboard.overlay_files import Masks, find_masks
 from leaderboard.runner import stage_case
 
 MAPS = "maps"  # folder below a case's; the mask's own holds the mask alone
+ORIGIN = "maps.json"
 
 
 def write_class_maps(
     method: str, model: Path, submission: Path, cases: Sequence[Case], *, cams: Sequence[str] = (), device: str = "cpu"
 ) -> list[Path]:
-    """Write `maps/cam_<name>.nii.gz` for every case of a submission that has a mask; maps that are there are kept.
+    """Write `maps/cam_<name>.nii.gz` for every case of a submission that has a mask.
+
+    Maps that are there are kept. Those of another model, or of a case that was converted anew, are removed.
 
     Parameters
     ----------
@@ -44,7 +55,7 @@ def write_class_maps(
     Raises
     ------
     AutopetError
-        A method without such maps, an unknown map, or a submission without a mask of any of the cases.
+        A method without such maps, an unknown map, a submission without a mask of any of the cases, or a link in it.
     """
     predict = find_method(method).module("predict")
     if not hasattr(predict, "map_volumes"):
@@ -58,9 +69,12 @@ def write_class_maps(
     if not folders:
         raise AutopetError(f"{submission} has a mask of none of the {len(cases)} cases; give the data it was run on")
     loaded = predict.load(model, device)
+    origin = {"method": method, "model": sha256(model / SUMS)}
     paths: list[Path] = []
     for case in track([case for case in cases if case.name in folders], f"{method}: class activation maps"):
-        wanted = {name: folders[case.name] / f"cam_{name}.nii.gz" for name in names}
+        known = {name: folders[case.name] / f"cam_{name}.nii.gz" for name in predict.CAM_METHODS}
+        _remove_others(known, {**origin, "image_bytes": file_sizes((case.suv, case.ct))})
+        wanted = {name: known[name] for name in names}
         lost = [name for name, path in wanted.items() if not path.is_file()]
         if lost:
             for name, volume in predict.map_volumes(loaded, _inputs(case, predict.INPUTS), lost).items():
@@ -75,7 +89,22 @@ def _folder(masks: Masks, case: Case) -> Path | None:
     if pair is None or pair.prediction is None:
         return None
     inside = pair.prediction.relative_to(masks.root)
-    return masks.root / (inside.parts[0] if len(inside.parts) > 1 else image_stem(pair.prediction)) / MAPS
+    folder = masks.root / (inside.parts[0] if len(inside.parts) > 1 else image_stem(pair.prediction)) / MAPS
+    linked = next((path for path in (folder.parent, folder) if path.is_symlink()), None)
+    if linked:
+        raise AutopetError(f"{linked} is a link; put the folder itself there")
+    return folder
+
+
+def _remove_others(maps: Mapping[str, Path], origin: Mapping[str, object]) -> None:
+    """Remove a case's maps unless they are of this origin, which is noted before the first is written."""
+    note, text = next(iter(maps.values())).with_name(ORIGIN), json.dumps(origin, indent=2) + "\n"
+    if note.is_file() and note.read_bytes() == text.encode():
+        return
+    for path in maps.values():
+        path.unlink(missing_ok=True)
+    with whole_file(note) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _inputs(case: Case, sockets: tuple):

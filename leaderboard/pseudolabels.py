@@ -10,9 +10,11 @@ out/pseudolabel.json   whose masks these are: only folders with it are replaced
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ import numpy as np
 from autopet.cohort import TABLE, Case, read_table
 from autopet.components import label_components
 from autopet.errors import AutopetError
-from autopet.folders import remove_leftovers, whole_folder
-from autopet.images import read_image, write_image
+from autopet.folders import remove_leftovers, sole_writer, whole_folder
+from autopet.images import read_grid, read_image, write_image
 from autopet.progress import track
 from autopet.volume import Volume
 from data_prep.records import COLUMNS, MIP, reason_of, row_of, write_audit, write_rows
@@ -40,6 +42,7 @@ IMAGES = ("CT", "PET", "SUV", "CTres", "ORGANS")  # taken over; SEG never is
 DICOM_SEG = "SEG.dcm"
 LONGEST_ALGORITHM = 64  # characters of a Long String (DICOM PS3.5 6.2)
 LONGEST_ORIGIN = 10_000  # bytes
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 Row = dict[str, Any]
 
 
@@ -83,7 +86,8 @@ def write_pseudolabels(
     Raises
     ------
     AutopetError
-        No case has a mask, `out` holds something else, the cohort does not know its PET series.
+        No case has a mask, `out` holds something else, the cohort does not know its PET series, the disk is full,
+        another call writes to `out`.
     """
     submission, data, out = (Path(path).resolve() for path in (submission, data, out))
     _refuse_other_content(out, submission, data)
@@ -91,8 +95,7 @@ def write_pseudolabels(
     pairs = pair_up([Truth(case.name, case.suv) for case in cases], find_candidates(submission), ignored=table).pairs
     uids = {str(table[case.name].get("pet_series_uid") or "") for case in cases}
     source = Source(submission, data, None if dicom is None else find_pet_files(dicom, uids - {""}))
-    remove_leftovers(out.parent, out.name)
-    with whole_folder(out) as folder:
+    with _held(out), whole_folder(out) as folder:
         jobs = zip(cases, pairs, strict=True)
         rows = [_attempt(case, pair, table[case.name], source, folder) for case, pair in track(list(jobs), "labels")]
         if all(row["status"] != "converted" for row in rows):
@@ -101,6 +104,17 @@ def write_pseudolabels(
         write_report(folder, ordered)
         (folder / MARKER).write_text(json.dumps(_origin(source, ordered), indent=2) + "\n", encoding="utf-8")
     return ordered
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold a folder that is replaced as a whole, by a folder beside it, and clear away what a killed call left."""
+    lock = out.with_name(f".lock-{out.name}")
+    with sole_writer(lock):
+        remove_leftovers(out.parent, out.name)
+        yield
+    with suppress(OSError):  # a killed call's, which `sole_writer` did not make
+        lock.rmdir()
 
 
 def find_pet_files(dicom: Path, uids: Collection[str]) -> dict[str, tuple[Path, ...]]:
@@ -143,17 +157,26 @@ def _attempt(case: Case, pair: Pair, known: Mapping[str, str], source: Source, o
             raise AutopetError(pair.reason)
         return _label(case, pair.prediction, row, source, out)
     except Exception as error:
+        if _no_room(error):  # would replace earlier labels by those there is room for
+            raise
         return {**row, "status": "failed", "reason": printable(reason_of(error)), "folder": ""}
 
 
+def _no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is the disk's."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in NO_ROOM):
+        error = error.__cause__
+    return error is not None
+
+
 def _label(case: Case, prediction: Path, row: Row, source: Source, out: Path) -> Row:
-    suv, guess = read_image(case.suv), read_mask(prediction)
-    difference = guess.grid_difference(suv)
-    if difference:
+    suv = read_image(case.suv)
+    difference = read_grid(prediction).grid_difference(suv)
+    if difference:  # known before the voxels are read: a small file can announce more than memory holds
         raise AutopetError(
             f"the predicted mask is not on the grid of the SUV image: {difference}; predict the case anew"
         )
-    mask = suv.with_array(guess.array.astype(np.uint8))
+    mask = suv.with_array(read_mask(prediction).array.astype(np.uint8))
     row = {**row, **_measured(mask), "folder": case.name}
     said = f"pseudo-label: the lesions were predicted by {source.name}, nobody drew them"
     row["warnings"] = BETWEEN_WARNINGS.join(filter(None, (row["warnings"], said)))
@@ -198,14 +221,20 @@ def _write_dicom(mask: Volume, row: Row, pet_files: Mapping[str, Sequence[Path]]
 
 def _origin(source: Source, rows: Sequence[Row]) -> dict[str, Any]:
     """Whose masks these are; origin.json of `autopet run` says with which weights they were made."""
-    path = source.submission / ORIGIN
-    known = path.is_file() and not path.is_symlink() and path.stat().st_size <= LONGEST_ORIGIN
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8")) if known else None
-    except ValueError:
-        origin = None
     labelled = sum(row["status"] == "converted" for row in rows)
     return {
-        "submission": str(source.submission), "origin": origin, "cohort": str(source.data),
+        "submission": str(source.submission), "origin": _read_origin(source.submission), "cohort": str(source.data),
         "labelled": labelled, "left_out": len(rows) - labelled,
     }  # fmt: skip
+
+
+def _read_origin(submission: Path) -> dict[str, str] | None:
+    """The texts of origin.json; None without one, or where it is not one that `autopet run` wrote."""
+    path = submission / ORIGIN
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LONGEST_ORIGIN else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return {key: text for key, text in known.items() if isinstance(text, str)} if isinstance(known, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from evaluation.aggregate import build_metrics, json_number
 from evaluation.metrics import REGISTRY, score_case
 from evaluation.scoring import read_mask
 from leaderboard.biomarkers import write_biomarkers
-from leaderboard.overlay_files import find_maps, find_masks, read_slice
+from leaderboard.overlay_files import MOST_MAPS, find_maps, find_masks, read_slice
 from leaderboard.overlays import (
     MARGIN_PX,
     PANEL_PX,
@@ -40,6 +41,7 @@ from leaderboard.overlays import (
 from leaderboard.submissions import read_results
 
 SVG = "{http://www.w3.org/2000/svg}"
+AS_STORED = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 BLUE, ORANGE, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)  # missed, false, both
 
 
@@ -104,6 +106,8 @@ def test_the_report_is_a_table_that_no_name_breaks(report: Path):
     assert "## Cases with lesions (5)" in text
     assert "## All cases (6)" in text
     assert "=majority(): 1 of 6 cases without a valid prediction" in text
+    assert "- Lesion Tracer: 5 of 6 cases have a Dice\n" in text.split("## All cases (6)")[1]  # edition III
+    assert "5 of 5 cases have" not in text
     assert "Policy for lost cases: a case without a valid prediction is scored as if an empty mask" in text
     header = next(line for line in text.splitlines() if line.startswith("| submission"))
     tables = [line for line in text.splitlines() if line.startswith("|")]
@@ -112,6 +116,27 @@ def test_the_report_is_a_table_that_no_name_breaks(report: Path):
     places = [line.split("](")[1].split(")")[0] for line in text.replace("![", "\n![").splitlines() if "](" in line]
     assert len(places) == 6
     assert all((report / place).is_file() for place in places)
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("~~~", "\\~\\~\\~"),  # a fence that would swallow the rest of the report
+        ("# best", "\\# best"),
+        ("- one", "\\- one"),
+        ("12. place", "12\\. place"),
+        ("===", "\\==="),
+        ("a-1.5 'x'", "a-1.5 &#x27;x&#x27;"),
+        ("<b>|`", "&lt;b&gt;\\|\\`"),
+    ],
+)
+def test_a_name_at_the_start_of_a_line_is_no_markup(results: list[str], tmp_path: Path, name: str, escaped: str):
+    submission = replace(read_results(results[-1:])[0], name=name)
+    write_biomarkers([submission], tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert f"\n| {escaped} |" in text
+    assert f"\n- {escaped}: 1 of 6 cases without a valid prediction" in text
+    assert text.split("## Bland-Altman plots\n\n")[1].startswith(f"{escaped}\n\n![")
 
 
 def test_bland_altman_plots_stand_alone(results: list[str], report: Path):
@@ -141,7 +166,24 @@ def test_a_report_replaces_an_earlier_one_and_nothing_else(results: list[str], t
     write_biomarkers(submissions, tmp_path / "out")
     write_biomarkers(submissions[:1], tmp_path / "out")
     assert len(list((tmp_path / "out/bland-altman").iterdir())) == 2
+    (tmp_path / "out/weakcam").mkdir()
+    (tmp_path / "out/weakcam/one.mha").write_bytes(b"a mask")
+    with pytest.raises(AutopetError, match="holds other files"):  # beside an earlier report, too
+        write_biomarkers(submissions, tmp_path / "out")
+    assert (tmp_path / "out/weakcam/one.mha").is_file()
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_the_report_says_of_how_many_cases_its_numbers_are(results: list[str], tmp_path: Path):
+    submission = read_results(results[:1])[0]
+    cases = list(submission.cases)
+    cases[1] = replace(cases[1], values=cases[1].values | {"gt_tlg_g": math.nan, "tlg_deviation_g": math.nan})
+    cases[2] = replace(cases[2], values=cases[2].values | {"pred_ml": math.nan})
+    write_biomarkers([replace(submission, cases=tuple(cases))], tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text().split("## All cases")[0]
+    said = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("- Lesion Tracer: ")]
+    assert said == ["4 of 5 cases have a TLG deviation", "4 of 5 cases have an ICC and bias of MTV",
+                    "4 of 5 cases have an ICC and bias of TLG"]  # fmt: skip
 
 
 def test_without_suv_there_is_no_tlg_and_no_plot_of_it(results: list[str], tmp_path: Path):
@@ -303,6 +345,15 @@ def test_slices_lie_as_one_looks_at_them(tmp_path: Path, direction: tuple[float,
         np.testing.assert_array_equal(array, view.truth)
 
 
+def test_of_a_submission_with_clicks_the_last_step_is_drawn(tmp_path: Path):
+    case = case_of(tmp_path / "one", direction=AS_STORED)
+    truth = read_image(case.mask)
+    for step, mask in enumerate((np.zeros_like(truth.array), truth.array)):
+        write_image(tmp_path / f"mine/step{step:02d}/one.mha", truth.with_array(mask))
+    view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
+    assert view.guesses[0].mask.sum() == 6
+
+
 def test_a_map_on_a_coarser_grid_is_brought_onto_the_pets(tmp_path: Path):
     case = case_of(tmp_path / "one", direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
     write_image(tmp_path / "mine/one.mha", read_image(case.mask).with_array(np.zeros((3, 6, 8), np.uint8)))
@@ -321,6 +372,99 @@ def test_a_mask_on_another_grid_is_a_reason_not_an_error(tmp_path: Path):
     view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
     assert view.guesses[0].mask is None
     assert "expected the grid of the SUV image, found shape (3, 6, 9) against (3, 6, 8)" in view.guesses[0].reason
+
+
+def lying_maps(folder: Path, target: Path) -> None:
+    """Maps that name another file for their voxels, in three formats."""
+    header = "NDims = 3\nDimSize = 8 6 3\nElementSpacing = 4 4 6\nElementType = MET_UCHAR\nElementDataFile = {}\n"
+    folder.mkdir(parents=True)
+    (folder / "cam_cam.mha").write_text(header.format(target))
+    (folder / "cam_gradcam.mhd").write_text(header.format(target))
+    lines = ["NRRD0004", "type: uint8", "dimension: 3", "sizes: 8 6 3", "encoding: raw", f"data file: {target}", ""]
+    (folder / "cam_scorecam.nrrd").write_text("\n".join(lines) + "\n")
+
+
+def test_a_map_shows_no_other_file(tmp_path: Path):
+    case = case_of(tmp_path / "one", direction=AS_STORED)
+    write_image(tmp_path / "mine/one.mha", read_image(case.mask).with_array(np.zeros((3, 6, 8), np.uint8)))
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(bytes([1]) * 144)
+    lying_maps(tmp_path / "mine/one", secret)
+    view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
+    assert view.guesses[0].maps == {}
+
+
+def test_a_cases_folder_of_maps_that_is_a_link_is_not_followed(tmp_path: Path):
+    write_image(tmp_path / "elsewhere/cam_cam.mha", boxed())
+    mask = write_image(tmp_path / "mine/one.mha", boxed())
+    (tmp_path / "mine/one").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert find_maps(tmp_path / "mine", mask) == {}
+
+
+def test_only_so_many_maps_are_looked_at(tmp_path: Path):
+    mask = write_image(tmp_path / "one.mha", boxed())
+    for number in range(MOST_MAPS + 3):
+        write_image(tmp_path / f"one/cam_{number:03d}.mha", boxed())
+    assert len(find_maps(tmp_path, mask)) == MOST_MAPS
+
+
+def test_what_a_map_does_to_its_reader_costs_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    case = case_of(tmp_path / "one", direction=AS_STORED)
+    write_image(tmp_path / "mine/one.mha", read_image(case.mask))
+    coarse = Volume(np.ones((3, 3, 4), np.float32), (8.0, 8.0, 6.0), (2.0, 2.0, 0.0))
+    write_image(tmp_path / "mine/one/cam_cam.mha", coarse)
+    odd = tmp_path / "mine/one/cam-gradcam" / os.fsdecode(b"x\xff\x1b[2J.mha")  # no UTF-8, and an escape
+    odd.parent.mkdir()
+    odd.write_bytes(b"no image")
+    monkeypatch.setattr("leaderboard.overlay_files.resample", fail)
+    view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
+    assert view.guesses[0].maps == {}
+    assert view.guesses[0].mask.any()
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("Bad direction, determinant is 0")
+
+
+def test_an_image_that_announces_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    case = case_of(tmp_path / "one", direction=AS_STORED)
+    large = Volume(np.zeros((3, 60, 80), np.uint8), (4.0, 4.0, 6.0))
+    for name in ("one.mha", "one/cam_cam.mha"):
+        write_image(tmp_path / "mine" / name, large)
+    read = []
+    monkeypatch.setattr("leaderboard.overlay_files.MOST_MAP_VOXELS", 1000)
+    monkeypatch.setattr("leaderboard.overlay_files.read_image", noting(read))
+    monkeypatch.setattr("evaluation.scoring.read_image", noting(read))
+    view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
+    assert view.guesses[0].mask is None
+    assert view.guesses[0].maps == {}
+    assert [path for path in read if path.is_relative_to(tmp_path / "mine")] == []
+
+
+def noting(read: list[Path]):
+    def noted(path: Path) -> Volume:
+        read.append(path)
+        return read_image(path)
+
+    return noted
+
+
+def test_a_mask_of_an_oblique_scan_is_cut_as_its_scan_is(tmp_path: Path):
+    """At 45 degrees rounding decides which axis is the head's: two files of one grid must not be turned differently."""
+    case = case_of(tmp_path / "one", direction=turned_about_x(math.pi / 4 - 1e-6))
+    other = replace(read_image(case.mask), direction=turned_about_x(math.pi / 4 + 1e-6))
+    write_image(tmp_path / "mine/one.mha", other)
+    write_image(tmp_path / "mine/one/cam_cam.mha", other.with_array(other.array.astype(np.float32)))
+    view, _ = read_slice(case, [find_masks("mine", tmp_path / "mine", [case])])
+    guess = view.guesses[0]
+    assert guess.mask.sum() == 6
+    np.testing.assert_array_equal(guess.mask, view.truth)
+    np.testing.assert_array_equal(guess.maps["cam"], view.truth)
+
+
+def turned_about_x(angle: float) -> tuple[float, ...]:
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return (1.0, 0.0, 0.0, 0.0, cosine, -sine, 0.0, sine, cosine)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -562,6 +562,10 @@ def test_splits_that_will_not_do_are_refused(cohort: list[Case], tmp_path: Path)
         read_patients(data, write_split(tmp_path, cohort, case03="test", case07="test"))
     with pytest.raises(AutopetError, match=r"does not name case07 \(1 such\)"):
         read_patients(data, write_split(tmp_path, cohort[:-1], case00="test"))
+    with pytest.raises(AutopetError, match=r"the part 'Test' \(case01\), expected train, val or test"):
+        read_patients(data, write_split(tmp_path, cohort, case00="test", case01="Test"))
+    with pytest.raises(AutopetError, match="expected the columns case and part"):
+        read_patients(data, data / "prep.csv")
     with pytest.raises(AutopetError, match="lie in each other"):
         go(Source(data=data, split=write_split(tmp_path, cohort, case00="test")), data / "out")
     assert not (data / "out").exists()

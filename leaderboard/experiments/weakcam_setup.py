@@ -19,6 +19,7 @@ from algorithms.weakcam.model import Settings as ClassifierSettings
 from algorithms.weakcam.search import GLOBAL, READINGS
 from autopet.cohort import Case, labelled, read_cohort, read_table
 from autopet.errors import AutopetError
+from autopet.splitting import PARTS as KNOWN_PARTS
 from autopet.splitting import TEST, split_patients
 from autopet.work import file_sizes
 from baselines.unet2d.model import Settings as UNetSettings
@@ -159,13 +160,22 @@ def read_patients(data: Path, split_csv: Path) -> tuple[tuple[Phantom, ...], tup
     Raises
     ------
     AutopetError
-        A case that the split does not name, a patient in two parts, or a part without lesions.
+        A table without the columns of a split, a case that it does not name, a part of another name, a patient in
+        two parts, or a part without lesions.
     """
     cases = labelled(read_cohort(data))
-    known = {row["case"]: row["part"] for row in read_table(split_csv)}
+    rows = read_table(split_csv)
+    if not rows or not {"case", "part"} <= rows[0].keys():
+        raise AutopetError(f"{split_csv}: expected the columns case and part; give the split.csv of `autopet split`")
+    known = {row["case"]: row["part"] for row in rows}
     missing = [case.name for case in cases if case.name not in known]
     if missing:
         raise AutopetError(f"{split_csv} does not name {missing[0]} ({len(missing)} such); make the split anew")
+    odd = next((case.name for case in cases if known[case.name] not in KNOWN_PARTS[3]), None)
+    if odd:  # it would be trained on
+        raise AutopetError(
+            f"{split_csv} has the part {known[odd]!r} ({odd}), expected train, val or test; make the split anew"
+        )
     tested = {case.patient_id for case in cases if known[case.name] == TEST}
     both = sorted(tested & {case.patient_id for case in cases if known[case.name] != TEST})
     if both:
