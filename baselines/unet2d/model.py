@@ -92,14 +92,14 @@ PRESETS = {
     "paper": Settings(),
     "demo": Settings(
         epochs=20,
-        batch=16,
+        batch=4,  # many small steps: with 16 slices each the network predicted nothing after as many slices
         slices_per_epoch=320,
-        lesion_share=0.5,
+        lesion_share=0.9,
         size=128,
         pixel_mm=4.0,
         slice_mm=0.0,
         features=(8, 16, 32, 64, 128),
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         decay_power=0.9,
         lesion_weight=7.7,
         validation_share=0.0,

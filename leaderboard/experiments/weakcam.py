@@ -52,10 +52,10 @@ SMALL = Budget(
         pixel_mm=6.0,
         widths=(8, 16, 32, 32, 32),
         pooled_blocks=(2, 4),  # 16 places of 24 mm along an edge; three poolings would leave 8 of 48 mm
-        epochs=8,
+        epochs=7,
         cam_batch=64,
     ),
-    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=24),
+    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=30),
     earlier_block=3,
 )
 FULL = Budget(
