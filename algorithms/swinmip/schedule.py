@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
 from autopet.errors import AutopetError
 
@@ -37,12 +37,13 @@ def cyclic(optimizer: Optimizer, *, cycle_steps: int) -> CosineAnnealingWarmRest
     return CosineAnnealingWarmRestarts(optimizer, T_0=cycle_steps, eta_min=0.0)
 
 
-def load_state(optimizer: Optimizer, scheduler: CosineAnnealingWarmRestarts, state: Mapping[str, Any]) -> None:
+def load_state(optimizer: Optimizer, scheduler: LRScheduler | None, state: Mapping[str, Any]) -> None:
     """Go on with NAdam and `cyclic` from a checkpoint, whose `optimizer` and `scheduler` are their `state_dict()`.
 
     NAdam keeps each weight's two counters in main memory. `load_state_dict` moves one of them to the weight's device,
     where every step of a resumed training would wait for each of them.
     """
+    assert scheduler is not None
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]

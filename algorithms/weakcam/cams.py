@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from algorithms.weakcam.model import LESION, Settings
+from algorithms.weakcam.model import LESION, Classifier, Settings
 from algorithms.weakcam.windows import EmptySlice, possible
 from autopet.errors import AutopetError
 
@@ -116,9 +117,10 @@ def cam(network: nn.Module, x: torch.Tensor, settings: Settings) -> torch.Tensor
 
     Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016. Always of the last block.
     """
-    with watched(network, network.blocks[-1]) as seen, torch.inference_mode():
+    classifier = cast(Classifier, network)
+    with watched(network, classifier.blocks[-1]) as seen, torch.inference_mode():
         network(x)
-        return combine(seen.maps, network.head.weight[LESION].expand(seen.maps.shape[:2]))
+        return combine(seen.maps, classifier.head.weight[LESION].expand(seen.maps.shape[:2]))
 
 
 def grad_cam(network: nn.Module, x: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -291,4 +293,4 @@ def channel_weights(maps: torch.Tensor, channels: torch.Tensor, passes: Passes, 
 
 
 def _layer(network: nn.Module, settings: Settings) -> nn.Module:
-    return network.blocks[settings.cam_block - 1]  # 0 is the last
+    return cast(Classifier, network).blocks[settings.cam_block - 1]  # 0 is the last

@@ -167,6 +167,9 @@ class Classifier(nn.Module):
     1 has it. From independent rows, every map would carry the random start of their sum, which training never changes.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, settings: Settings, channels: int = len(CHANNELS)) -> None:
         super().__init__()
         before = channels
@@ -207,6 +210,7 @@ def _block(before: int, width: int, convolutions: int, *, pool: bool, norm: bool
     for place in range(1, convolutions + 1):
         convolution = nn.Conv2d(before, width, 3, padding=1)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        assert convolution.bias is not None
         nn.init.zeros_(convolution.bias)
         layers[f"conv{place}"] = convolution
         if norm:

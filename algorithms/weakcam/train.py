@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from algorithms.weakcam.imagenet import load_imagenet
-from algorithms.weakcam.model import METHOD, WEIGHTS, Settings, build_network
+from algorithms.weakcam.model import METHOD, WEIGHTS, Classifier, Settings, build_network
 from algorithms.weakcam.slices import auroc, cache, probabilities, training_slices
 from algorithms.weakcam.thresholds import COLUMNS as SEARCH_COLUMNS
 from algorithms.weakcam.thresholds import Fitted, fit_thresholds
@@ -167,7 +167,7 @@ class Run(Training):
     def start(self) -> None:
         """From ImageNet's weights, where there are some."""
         if self.settings.imagenet:
-            report = load_imagenet(self.network, Path(self.settings.imagenet))
+            report = load_imagenet(cast(Classifier, self.network), Path(self.settings.imagenet))
             console.print(report.summary(), highlight=False, markup=False)
 
     def validate(self) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ class EmptySlice:
 
     def __init__(self, network: Classifier, shape: torch.Size) -> None:
         self.network, self.scratch = network, Scratch()
-        modules = [(place, module) for place, block in enumerate(network.blocks) for module in block]
+        modules = [(place, module) for place, block in enumerate(network.blocks) for module in block.children()]
         starts = [place for place, (_, module) in enumerate(modules) if isinstance(module, nn.Conv2d)]
         self.layers: list[Layer] = []
         x = network.scaled(network.mean.new_zeros(1, *shape))
@@ -148,11 +149,11 @@ class EmptySlice:
         return {block: torch.cat(means) for block, means in found.items()}
 
 
-def possible(network: nn.Module, shape: torch.Size) -> bool:
+def possible(network: nn.Module, shape: torch.Size) -> TypeGuard[Classifier]:
     """Whether slices (channels, y, x) can be computed in tiles: a `Classifier`, whose maps all divide into tiles."""
     if not isinstance(network, Classifier):
         return False
-    poolings = sum(isinstance(layer, nn.MaxPool2d) for block in network.blocks for layer in block)
+    poolings = sum(isinstance(layer, nn.MaxPool2d) for block in network.blocks for layer in block.children())
     return not any(edge % (TILE * 2**poolings) for edge in shape[1:])
 
 
@@ -176,9 +177,14 @@ def _surroundings(tiles: Tiles, where: torch.Tensor) -> torch.Tensor:
 
 def _folded(parts: Sequence[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and bias of a convolution that does what the first part and the norm behind it do, if there is one."""
-    weight, bias = parts[0].weight, parts[0].bias
+    convolution = parts[0]
+    assert isinstance(convolution, nn.Conv2d)
+    weight, bias = convolution.weight, convolution.bias
+    assert bias is not None
     for norm in parts[1:]:
         if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             factor = norm.weight / (norm.running_var + norm.eps).sqrt()
             return weight * factor[:, None, None, None], (bias - norm.running_mean) * factor + norm.bias
     return weight, bias
