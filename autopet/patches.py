@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,39 +15,8 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
-from autopet.cohort import Case
-from autopet.folders import remove_leftovers, whole_folder
-from autopet.progress import track
-
 MOST_CENTRES = 100_000  # voxels of a case that patches may be centred on, of each kind
 IMAGE, LABEL, FOREGROUND, BACKGROUND = "image", "label", "foreground", "background"
-
-
-def cache_folders(
-    cases: Sequence[Case], folder: Path, write: Callable[[Case, Path], None], *, title: str
-) -> dict[str, Path]:
-    """A folder for every case, whole or not at all; those of an earlier call are kept.
-
-    Parameters
-    ----------
-    write : callable
-        Given a case and an empty folder, writes the case there, with `save_case` say.
-    title : str
-        Of the progress bar; there is none when nothing is missing.
-
-    Returns
-    -------
-    dict of str to Path
-        The folder by the case's name.
-    """
-    folders = {case.name: folder / case.name for case in cases}
-    if folder.is_dir():
-        remove_leftovers(folder)
-    missing = [case for case in cases if not folders[case.name].is_dir()]
-    for case in track(missing, title) if missing else ():
-        with whole_folder(folders[case.name]) as part:
-            write(case, part)
-    return folders
 
 
 def case_generator(seed: int, name: str) -> np.random.Generator:
@@ -102,7 +71,7 @@ class SeededPatches(Dataset):
     Parameters
     ----------
     folders : sequence of Path
-        Of `cache_folders`, each written by `save_case`.
+        Of `autopet.case_folders.cache_folders`, each written by `save_case`.
     transform : monai.transforms.Compose
         Begins with a RandCropByPosNegLabeld of one sample; gives a list of one dictionary with `image` and `label`.
     count : int

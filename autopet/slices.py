@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from autopet.case_folders import cache_folders
 from autopet.cohort import Case
 from autopet.errors import AutopetError
 from autopet.images import read_image
 from autopet.intensity import BODY_SUV
-from autopet.patches import cache_folders
 from autopet.slice_changes import Augmentation, augment
 from autopet.views import patient_axes
 from autopet.volume import IDENTITY, Volume, resample

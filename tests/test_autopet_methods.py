@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,3 +38,19 @@ def test_only_packages_that_predict_are_methods(room: Path):
         find_method("halfway")
     with pytest.raises(AutopetError, match=r"method whole has no train\.py"):
         find_method("whole").module("train")
+
+
+NOT_OF_NNUNET = ("monai", "pydicom", "highdicom", "docker", "distributed")  # and the rest comes with it
+HEAVY = ("torch", "nnunetv2", "scipy", "pandas", "skimage", "sklearn", "matplotlib", "PIL", "jinja2", *NOT_OF_NNUNET)
+EXTRAS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("name", [name for name in list_methods() if name != "majority"])  # which has all of them
+def test_a_container_has_what_its_method_imports(name: str):
+    """The image of a method holds the packages of its extra alone."""
+    brought = {re.split(r"[^\w-]", requirement)[0] for requirement in EXTRAS[name]}
+    absent = NOT_OF_NNUNET if "nnunetv2" in brought else HEAVY
+    blocked = [package for package in absent if package not in brought]
+    code = f"import sys; sys.modules |= dict.fromkeys({blocked}); import {find_method(name).package}.predict"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]

@@ -16,7 +16,7 @@ monai = pytest.importorskip("monai")
 from monai.data import get_track_meta  # noqa: E402
 from monai.transforms import Compose, RandCropByPosNegLabeld, RandFlipd  # noqa: E402
 
-from autopet import patches  # noqa: E402
+from autopet import case_folders, patches  # noqa: E402
 
 CASES = [Case(name, name, Path("nowhere")) for name in ("a", "b", "c")]
 SIZE, PATCH = 12, 4
@@ -57,7 +57,7 @@ def chain(share: float = 0.5) -> Compose:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return list(patches.cache_folders(CASES, tmp_path_factory.mktemp("cache"), write, title="").values())
+    return list(case_folders.cache_folders(CASES, tmp_path_factory.mktemp("cache"), write, title="").values())
 
 
 def test_cases_of_an_earlier_call_are_kept(tmp_path: Path):
@@ -67,13 +67,13 @@ def test_cases_of_an_earlier_call_are_kept(tmp_path: Path):
         made.append(case.name)
         write(case, folder)
 
-    first = patches.cache_folders(CASES[:2], tmp_path, counted, title="cases")
+    first = case_folders.cache_folders(CASES[:2], tmp_path, counted, title="cases")
     assert list(first) == ["a", "b"]
     assert sorted(path.name for path in first["a"].iterdir()) == [
         "background.npy", "foreground.npy", "image.npy", "label.npy"
     ]  # fmt: skip
     (tmp_path / ".part-b-01234567").mkdir()  # what a killed call leaves
-    again = patches.cache_folders(CASES, tmp_path, counted, title="cases")
+    again = case_folders.cache_folders(CASES, tmp_path, counted, title="cases")
     assert made == ["a", "b", "c"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     assert again == {case.name: tmp_path / case.name for case in CASES}
@@ -86,7 +86,7 @@ def test_a_case_that_breaks_off_leaves_nothing(tmp_path: Path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        patches.cache_folders(CASES, tmp_path, broken, title="cases")
+        case_folders.cache_folders(CASES, tmp_path, broken, title="cases")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

@@ -23,6 +23,7 @@ from monai.transforms import (
 
 from algorithms.swinmip.model import Settings
 from algorithms.swinmip.preprocessing import Ranges, prepare
+from autopet.case_folders import cache_folders
 from autopet.cohort import Case
 from autopet.images import read_image
 from autopet.patches import (
@@ -31,7 +32,6 @@ from autopet.patches import (
     IMAGE,
     LABEL,
     SeededPatches,
-    cache_folders,
     case_generator,
     save_case,
     some_centres,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.transforms import CastToTyped, Compose, RandAffined, RandCropByPosNegLabeld, RandFlipd
 
+from autopet.case_folders import cache_folders
 from autopet.cohort import Case
 from autopet.images import read_image
 from autopet.intensity import BODY_SUV
@@ -20,7 +21,6 @@ from autopet.patches import (
     IMAGE,
     LABEL,
     SeededPatches,
-    cache_folders,
     case_generator,
     plain_tensors,
     save_case,
