@@ -147,13 +147,18 @@ def open_to_all(folder: Path) -> None:
             path.chmod(least)
 
 
-def read_config(folder: Path, *, method: str) -> dict[str, Any]:
+def read_config(folder: Path, *, method: str, needs: Iterable[str] = ()) -> dict[str, Any]:
     """config.json of a model folder, after checking that it belongs to `method` and that every file is intact.
+
+    Parameters
+    ----------
+    needs : names
+        What must stand in it.
 
     Raises
     ------
     AutopetError
-        No model there, another method's model, or a file whose checksum differs.
+        No model there, another method's model, a file whose checksum differs, or something that is needed is missing.
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
@@ -162,6 +167,8 @@ def read_config(folder: Path, *, method: str) -> dict[str, Any]:
     if config.get("method") != method:
         raise AutopetError(f"{path}: a model of method {config.get('method')!r}, expected {method!r}")
     verify_sums(Path(folder))
+    if lost := sorted(set(needs) - set(config)):
+        raise AutopetError(f"{path} lacks {', '.join(lost)}; train or copy the model again")
     return config
 
 

@@ -125,6 +125,32 @@ def misfit(name: str, tensor: torch.Tensor, own: Mapping[str, torch.Tensor]) -> 
     return ""
 
 
+@torch.no_grad()
+def copy_fitting(given: Weights, own: Mapping[str, torch.Tensor], skipped: dict[str, str]) -> list[str]:
+    """Copy the tensors that fit into the network's of the same name, in place.
+
+    Parameters
+    ----------
+    given, own : mappings
+        By the network's names: the file's tensors, and the network's own.
+    skipped : dict
+        Gets the others, each with the reason.
+
+    Returns
+    -------
+    list of str
+        Names of those that were copied.
+    """
+    copied = []
+    for name, tensor in given.items():
+        if reason := misfit(name, tensor, own):
+            skipped[name] = reason
+        else:
+            own[name].copy_(tensor)
+            copied.append(name)
+    return copied
+
+
 def shape_text(tensor: torch.Tensor) -> str:
     """A shape in words: `4x2x3`."""
     return "x".join(map(str, tensor.shape)) or "one number"

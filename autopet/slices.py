@@ -9,7 +9,7 @@ imaging", J. Med. Imaging 8(5), 054003, 2021.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -326,27 +326,3 @@ class Slices(Dataset):
             rng = np.random.default_rng([self.seed, 1, index])
             image, mask = augment(image, mask, rng=rng, augmentation=self.augmentation)
         return image, torch.tensor(int(self.labels[chosen])) if mask is None else mask.long()
-
-
-class EpochBatches:
-    """Batches of a `Slices` from one of its epochs to the last, in order; none holds slices of two epochs.
-
-    For the `batch_sampler` of torch's DataLoader.
-    """
-
-    def __init__(self, data: Slices, *, batch: int, first_epoch: int = 0) -> None:
-        self.data, self.batch, self.first_epoch = data, batch, first_epoch
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch; the last may be smaller than the others."""
-        return -(-self.data.per_epoch // self.batch)
-
-    def __len__(self) -> int:
-        return (self.data.epochs - self.first_epoch) * self.per_epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        count = self.data.per_epoch
-        for epoch in range(self.first_epoch, self.data.epochs):
-            for first in range(0, count, self.batch):
-                yield [epoch * count + place for place in range(first, min(first + self.batch, count))]

@@ -20,7 +20,6 @@ pytest.importorskip("monai")
 from autopet.slice_changes import Augmentation, Change, apply_change, augment, draw_change  # noqa: E402
 from autopet.slices import (  # noqa: E402
     IMAGE,
-    EpochBatches,
     Slices,
     cache_slices,
     lesion_weight,
@@ -349,20 +348,6 @@ def test_drawn_slices_have_lesions_as_often_as_wanted(folders: list[Path]):
     assert slices_of(folders, limit=1000).per_epoch == 160
     with pytest.raises(AutopetError, match="found 0 with one among 40"):
         slices_of(folders[3:4], limit=20, lesion_share=0.25)
-
-
-def test_batches_end_with_their_epoch(folders: list[Path]):
-    data = slices_of(folders, limit=10)
-    batches = EpochBatches(data, batch=4, first_epoch=1)
-    assert list(batches) == [
-        [10, 11, 12, 13],
-        [14, 15, 16, 17],
-        [18, 19],
-        [20, 21, 22, 23],
-        [24, 25, 26, 27],
-        [28, 29],
-    ]
-    assert (len(batches), batches.per_epoch) == (6, 3)
 
 
 # Deformations

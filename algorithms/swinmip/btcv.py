@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autopet.errors import AutopetError
-from autopet.pretrained import SHOWN, Report, misfit, read_weights, unwrapped
+from autopet.pretrained import SHOWN, Report, copy_fitting, read_weights, unwrapped
 
 GIVE = "a checkpoint of MONAI's Swin-UNETR, or set btcv to nothing"
 ENCODER = "swinViT."
@@ -65,20 +65,13 @@ def load_btcv(network: nn.Module, path: Path) -> BtcvReport:
     weights = read_weights(Path(path), what="BTCV weights", give=GIVE)
     given = {_plain(name): tensor for name, tensor in weights.items()}
     _check_network(given, own, Path(path))
-    loaded, repeated = [], []
-    skipped: dict[str, str] = {}
-    for name, tensor in given.items():
-        if name.startswith(HEAD):
-            skipped[name] = f"of the output head, which has {tensor.shape[0]} classes"
-        elif name in own and name in INPUT_LAYERS and tensor.shape[1] == 1 < own[name].shape[1]:
-            own[name].copy_(tensor.expand_as(own[name]))
-            repeated.append(name)
-        elif reason := misfit(name, tensor, own):
-            skipped[name] = reason
-        else:
-            own[name].copy_(tensor)
-            loaded.append(name)
-    return BtcvReport.of(own, {*loaded, *repeated}, skipped, repeated=tuple(repeated))
+    heads = [name for name in given if name.startswith(HEAD)]
+    skipped = {name: f"of the output head, which has {given.pop(name).shape[0]} classes" for name in heads}
+    inputs = [name for name in INPUT_LAYERS if name in given and name in own]
+    repeated = [name for name in inputs if given[name].shape[1] == 1 < own[name].shape[1]]
+    given |= {name: given[name].expand_as(own[name]) for name in repeated}
+    loaded = copy_fitting(given, own, skipped)
+    return BtcvReport.of(own, loaded, skipped, repeated=tuple(repeated))
 
 
 def _plain(name: str) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from algorithms.swinmip.model import Settings
 from algorithms.swinmip.projections import IMAGE_CHANNELS, projection_size
 from autopet.errors import AutopetError
-from autopet.pretrained import SHOWN, Report, misfit, read_weights
+from autopet.pretrained import SHOWN, Report, copy_fitting, read_weights
 
 PATCH_PIXELS = 4  # edge of a patch, of which the network makes one place of its first grid
 
@@ -143,13 +143,7 @@ def load_imagenet(classifier: Classifier, path: Path) -> ImageNetReport:
     """
     renamed, skipped = our_names(read_weights(Path(path), what="ImageNet weights", give=GIVE))
     own = dict(classifier.named_parameters())
-    loaded = []
-    for name, tensor in renamed.items():
-        if reason := misfit(name, tensor, own):
-            skipped[name] = reason
-        else:
-            own[name].copy_(tensor)
-            loaded.append(name)
+    loaded = copy_fitting(renamed, own, skipped)
     if not loaded:
         raise AutopetError(
             f"{path}: none of its {len(renamed)} tensors fits the classifier's {len(own)} "

@@ -11,7 +11,7 @@ from torch import nn
 
 from algorithms.weakcam.model import Classifier
 from autopet.errors import AutopetError
-from autopet.pretrained import Report, Weights, misfit, read_weights, unwrapped
+from autopet.pretrained import Report, Weights, copy_fitting, read_weights, unwrapped
 
 GIVE = "a VGG16 of torchvision (.pth or safetensors), or set imagenet to nothing"
 OTHER = -1  # number of a tensor that is not of torchvision's `features`
@@ -59,13 +59,7 @@ def load_imagenet(network: Classifier, path: Path) -> ImageNetReport:
     if found != channels:
         renamed[first] = renamed[first].float().sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
         adapted = f"the first layer's {found} input channels became {channels}, each their sum / {channels}"
-    loaded = []
-    for name, tensor in renamed.items():
-        if reason := misfit(name, tensor, own):
-            skipped[name] = reason
-        else:
-            own[name].copy_(tensor)
-            loaded.append(name)
+    loaded = copy_fitting(renamed, own, skipped)
     if not loaded:
         raise AutopetError(
             f"{path}: none of its {len(renamed)} tensors fits the classifier's ({skipped[first]} in {first}); give a "

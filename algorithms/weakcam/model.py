@@ -239,10 +239,7 @@ def load_network(folder: Path) -> tuple[Classifier, Settings, dict]:
     AutopetError
         No model of this method, a damaged file, or weights and settings that do not belong together.
     """
-    config = read_config(folder, method=METHOD)
-    lost = sorted({"settings", "channels"} - set(config))
-    if lost:
-        raise AutopetError(f"{folder}/config.json lacks {', '.join(lost)}; train or copy the model again")
+    config = read_config(folder, method=METHOD, needs=("settings", "channels"))
     settings = settings_from_dict(Settings, config["settings"], str(folder))
     network = build_network(settings, len(config["channels"]))
     load_weights(network, folder / WEIGHTS, what="the network that config.json describes")

@@ -126,13 +126,10 @@ def set_options(model_dir: Path, assignments: Sequence[str]) -> dict[str, Any]:
     dict
         The options after the change.
     """
-    config = read_config(model_dir, method=METHOD)
-    settings = settings_from_dict(Settings, config["settings"], str(model_dir))
     known = ("cam", "reading", "class_threshold")
-    try:
-        before, methods = replace(settings, **{name: config[name] for name in known}), ", ".join(config["thresholds"])
-    except KeyError as error:
-        raise AutopetError(f"{model_dir}/config.json lacks {error}; train or copy the model again") from error
+    config = read_config(model_dir, method=METHOD, needs=("settings", "thresholds", *known))
+    settings = settings_from_dict(Settings, config["settings"], str(model_dir))
+    before, methods = replace(settings, **{name: config[name] for name in known}), ", ".join(config["thresholds"])
     strange = sorted({text.partition("=")[0] for text in assignments} - set(OPTIONS))
     if strange:
         raise AutopetError(f"unknown option {', '.join(strange)}; known are {', '.join(OPTIONS)}")

@@ -23,8 +23,8 @@ from autopet.cohort import Case, labelled, write_table
 from autopet.errors import AutopetError
 from autopet.folders import remove_at_once
 from autopet.progress import console
-from autopet.slices import CHANNELS, EpochBatches, lesion_weight, read_labels, read_slices
-from autopet.training import METRICS, Training, hold_out
+from autopet.slices import CHANNELS, lesion_weight, read_labels, read_slices
+from autopet.training import METRICS, Training, epoch_batches, hold_out
 from autopet.work import claim_work, file_sizes
 
 SEARCH = "search.csv"
@@ -160,9 +160,13 @@ class Run(Training):
     def fit(self, validation: Sequence[Path]) -> None:
         """Train from the last checkpoint, or from the start, to the last epoch."""
         self.validation = validation
-        batches = partial(EpochBatches, self.data, batch=self.settings.batch)
-        title = f"classifier of slices on {self.device}"
-        self.train(self.data, lambda epoch: batches(first_epoch=epoch), steps=batches().per_epoch, title=title)
+        count, batch = self.data.per_epoch, self.settings.batch
+        self.train(
+            self.data,
+            partial(epoch_batches, epochs=self.settings.epochs, count=count, batch=batch),
+            steps=math.ceil(count / batch),
+            title=f"classifier of slices on {self.device}",
+        )
 
     def start(self) -> None:
         """From ImageNet's weights, where there are some."""

@@ -185,10 +185,7 @@ def load_network(folder: Path) -> tuple[BasicUNet, Settings, tuple[str, ...]]:
     AutopetError
         No model of this method, a damaged file, or weights and settings that do not belong together.
     """
-    config = read_config(folder, method=METHOD)
-    lost = sorted({"settings", "channels"} - set(config))
-    if lost:
-        raise AutopetError(f"{folder}/config.json lacks {', '.join(lost)}; train or copy the model again")
+    config = read_config(folder, method=METHOD, needs=("settings", "channels"))
     settings = settings_from_dict(Settings, config["settings"], str(folder))
     channels = tuple(config["channels"])
     if sorted(channels) != sorted(CHANNELS):

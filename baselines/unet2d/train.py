@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from torch.nn import CrossEntropyLoss
 from autopet.checkpoint import publish_model, refuse_other_content, save_weights
 from autopet.cohort import Case, labelled
 from autopet.folders import remove_at_once
-from autopet.slices import CHANNELS, EpochBatches, Slices, cache_slices, lesion_weight, read_labels, read_slices
-from autopet.training import METRICS, Training, hold_out, polynomial_rate
+from autopet.slices import CHANNELS, Slices, cache_slices, lesion_weight, read_labels, read_slices
+from autopet.training import METRICS, Training, epoch_batches, hold_out, polynomial_rate
 from autopet.work import claim_work, file_sizes
 from baselines.unet2d.model import METHOD, WEIGHTS, Settings, build_network, lesion_probability
 
@@ -99,11 +101,10 @@ class Run(Training):
             limit=settings.slices_per_epoch,
             lesion_share=settings.lesion_share,
         )
-        steps = EpochBatches(data, batch=settings.batch).per_epoch
         self.train(
             data,
-            lambda epoch: EpochBatches(data, batch=settings.batch, first_epoch=epoch),
-            steps=steps,
+            partial(epoch_batches, epochs=settings.epochs, count=data.per_epoch, batch=settings.batch),
+            steps=math.ceil(data.per_epoch / settings.batch),
             title=f"2D U-Net on {self.device}",
         )
 
