@@ -35,24 +35,32 @@ def settings_from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> 
 
 
 def override(settings: T, assignments: list[str]) -> T:
-    """Apply `key=value` texts (values in JSON, or plain words) to a settings dataclass."""
+    """Apply `key=value` texts to a settings dataclass: values in JSON, plain words, or `(8, 8)` and `8,8` for lists."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
         if not sign:
             raise AutopetError(f"--set expects key=value, found {assignment!r}")
-        try:
-            new = json.loads(text)
-        except json.JSONDecodeError:
-            new = text
         old = values.get(key)
+        new = _value(text, listed=isinstance(old, tuple))
         numeric = isinstance(old, int | float) and not isinstance(old, bool)
         if old is not None and not isinstance(
             new, float | int if numeric else list if isinstance(old, tuple) else type(old)
         ):
-            raise AutopetError(f"--set {key}: expected a value like {old!r}, found {text!r}")
+            raise AutopetError(f"--set {key}: expected a value like {json.dumps(old)}, found {text!r}")
         values[key] = new
     return settings_from_dict(type(settings), values, "--set")
+
+
+def _value(text: str, *, listed: bool) -> Any:
+    """What a text says; itself where it says nothing else."""
+    bare = text.strip().removeprefix("(").removesuffix(")")
+    if listed and "," in bare and not bare.startswith("["):
+        text = f"[{bare}]"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Path:

@@ -122,6 +122,18 @@ def test_override_parses_and_checks():
             override(Settings(), [wrong])
 
 
+@pytest.mark.parametrize("text", ["[8, 6]", "(8, 6)", "8,6"])
+def test_override_takes_a_tuple_as_people_write_it(text: str):
+    assert override(Settings(), [f"patch={text}"]).patch == (8, 6)
+
+
+def test_override_names_a_form_that_it_takes():
+    with pytest.raises(AutopetError, match=r"--set patch: expected a value like \[4, 4\], found 'four'") as caught:
+        override(Settings(), ["patch=four"])
+    example = str(caught.value).partition("like ")[2].partition(", found")[0]
+    assert override(Settings(), [f"patch={example}"]) == Settings()
+
+
 def test_config_is_plain_json(tmp_path: Path):
     config = json.loads((publish_model(tmp_path / "m", fill) / "config.json").read_text())
     assert set(config) == {"method", "bundle_version"}
