@@ -55,7 +55,7 @@ SMALL = Budget(
         epochs=7,
         cam_batch=64,
     ),
-    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=30),
+    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=14),
     earlier_block=3,
 )
 FULL = Budget(
