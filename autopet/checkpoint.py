@@ -58,9 +58,13 @@ def _value(text: str, *, listed: bool) -> Any:
     if listed and "," in bare and not bare.startswith("["):
         text = f"[{bare}]"
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, parse_constant=_no_number)
+    except ValueError:
         return text
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(name)  # Python's JSON has NaN and Infinity, which pass every `value <= 0`
 
 
 def publish_model(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Path:

@@ -117,7 +117,8 @@ def test_unknown_settings_are_errors():
 def test_override_parses_and_checks():
     changed = override(Settings(), ["epochs=7", "rate=1", "patch=[8, 8]", "rule=b", "mirror=false"])
     assert changed == Settings(7, 1, (8, 8), "b", False)
-    for wrong in ("epochs=many", "patch=3", "mirror=no", "epochs", "epoch=1"):
+    wrong_values = ("epochs=many", "patch=3", "mirror=no", "rate=NaN", "rate=-Infinity", "patch=4,NaN")
+    for wrong in (*wrong_values, "epochs", "epoch=1"):
         with pytest.raises(AutopetError):
             override(Settings(), [wrong])
 
