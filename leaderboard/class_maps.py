@@ -17,11 +17,11 @@ from autopet.errors import AutopetError
 from autopet.folders import whole_file
 from autopet.images import image_stem, write_image
 from autopet.methods import find_method
-from autopet.progress import track
+from autopet.progress import console, track
 from autopet.sockets import read_inputs
 from autopet.work import file_sizes
 from leaderboard.overlay_files import Masks, find_masks
-from leaderboard.runner import stage_case
+from leaderboard.runner import read_origin, stage_case
 
 MAPS = "maps"  # folder below a case's; the mask's own holds the mask alone
 ORIGIN = "maps.json"
@@ -70,6 +70,7 @@ def write_class_maps(
         raise AutopetError(f"{submission} has a mask of none of the {len(cases)} cases; give the data it was run on")
     loaded = predict.load(model, device)
     origin = {"method": method, "model": sha256(model / SUMS)}
+    _warn_of_other_model(submission, origin["model"])
     paths: list[Path] = []
     for case in track([case for case in cases if case.name in folders], f"{method}: class activation maps"):
         known = {name: folders[case.name] / f"cam_{name}.nii.gz" for name in predict.CAM_METHODS}
@@ -81,6 +82,15 @@ def write_class_maps(
                 write_image(wanted[name], volume)
         paths += wanted.values()
     return paths
+
+
+def _warn_of_other_model(submission: Path, model: str) -> None:
+    """Maps of one model beside masks of another would be taken for what made the masks."""
+    if (read_origin(submission) or {}).get("model") not in (None, "", model):
+        console.print(
+            f"warning: {submission}: its masks are of another model than these maps, or of other options; run the "
+            "model on the cases first (`autopet run`)", highlight=False, markup=False,
+        )  # fmt: skip
 
 
 def _folder(masks: Masks, case: Case) -> Path | None:

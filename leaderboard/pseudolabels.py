@@ -35,13 +35,12 @@ from evaluation.aggregate import printable
 from evaluation.jobs import Pair, find_candidates, pair_up
 from evaluation.scoring import read_mask
 from evaluation.truths import Truth
-from leaderboard.runner import ORIGIN
+from leaderboard.runner import read_origin
 
 MARKER = "pseudolabel.json"
 IMAGES = ("CT", "PET", "SUV", "CTres", "ORGANS")  # taken over; SEG never is
 DICOM_SEG = "SEG.dcm"
 LONGEST_ALGORITHM = 64  # characters of a Long String (DICOM PS3.5 6.2)
-LONGEST_ORIGIN = 10_000  # bytes
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 Row = dict[str, Any]
 
@@ -223,18 +222,6 @@ def _origin(source: Source, rows: Sequence[Row]) -> dict[str, Any]:
     """Whose masks these are; origin.json of `autopet run` says with which weights they were made."""
     labelled = sum(row["status"] == "converted" for row in rows)
     return {
-        "submission": str(source.submission), "origin": _read_origin(source.submission), "cohort": str(source.data),
+        "submission": str(source.submission), "origin": read_origin(source.submission), "cohort": str(source.data),
         "labelled": labelled, "left_out": len(rows) - labelled,
     }  # fmt: skip
-
-
-def _read_origin(submission: Path) -> dict[str, str] | None:
-    """The texts of origin.json; None without one, or where it is not one that `autopet run` wrote."""
-    path = submission / ORIGIN
-    if not path.is_file() or path.is_symlink():
-        return None
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LONGEST_ORIGIN else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    return {key: text for key, text in known.items() if isinstance(text, str)} if isinstance(known, dict) else None

@@ -27,6 +27,7 @@ from autopet.progress import console, track
 from autopet.sockets import CT, INPUTS_JSON, LESIONS, PET, Socket
 
 JOBS = "predictions.json"
+LONGEST_ORIGIN = 10_000  # bytes
 ORIGIN = "origin.json"  # which image or method, with which weights, the predictions are from
 SUCCEEDED, FAILED = "Succeeded", "Failed"
 LONGEST_RECORD = 1_000_000  # bytes of a run.json that is looked into; images of others may write anything
@@ -83,6 +84,18 @@ def _start_anew_if_changed(entry: Entry, out: Path) -> None:
         console.print(f"{entry.name}: the image or the weights have changed, all cases are run again", highlight=False)
         (out / JOBS).unlink()
     path.write_text(text)
+
+
+def read_origin(submission: Path) -> dict[str, str] | None:
+    """The texts of origin.json; None without one, or where it is not one that `autopet run` wrote."""
+    path = submission / ORIGIN
+    if not path.is_file() or path.is_symlink():
+        return None
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LONGEST_ORIGIN else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return {key: text for key, text in known.items() if isinstance(text, str)} if isinstance(known, dict) else None
 
 
 def finished_jobs(out: Path, cases: Sequence[Case]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from autopet.checkpoint import publish_model, read_config, save_weights
+from autopet.checkpoint import SUMS, publish_model, read_config, save_weights, sha256
 from autopet.cli import app
 from autopet.cohort import Case
 from autopet.errors import AutopetError
@@ -19,6 +19,7 @@ from autopet.sockets import CT, LESIONS, PET, Inputs
 from evaluation.jobs import find_candidates
 from leaderboard.class_maps import write_class_maps
 from leaderboard.overlay_files import find_maps, find_masks, read_slice
+from leaderboard.runner import ORIGIN
 
 torch = pytest.importorskip("torch")
 
@@ -127,6 +128,17 @@ def test_maps_of_a_model_that_has_changed_are_made_anew(model: Path, submission:
     expected = predict.map_volumes(predict.load(other, "cpu"), Inputs({PET.slug: suv, CT.slug: ct}, "x"), ["cam"])
     np.testing.assert_allclose(read_image(path).array, expected["cam"].array, atol=1e-6)
     assert list(find_maps(submission, submission / f"{cohort[0].name}.nii.gz")) == ["cam"]  # no old one beside it
+
+
+@pytest.mark.parametrize(("known", "warned"), [("", False), ("0" * 64, True), (None, False)])
+def test_masks_of_another_model_are_told(
+    model: Path, submission: Path, cohort: list[Case], capsys: pytest.CaptureFixture, known: str | None, warned: bool
+):
+    """None: of this model."""
+    origin = {"entry": "weakcam", "model": sha256(model / SUMS) if known is None else known}
+    (submission / ORIGIN).write_text(json.dumps(origin))
+    write_class_maps("weakcam", model, submission, cohort[:1], cams=["cam"])
+    assert ("its masks are of another model" in " ".join(capsys.readouterr().err.split())) is warned
 
 
 def test_maps_of_a_case_that_was_converted_anew_are_made_anew(model: Path, submission: Path, cohort: list[Case]):
