@@ -292,11 +292,13 @@ def test_phantom_budgets_divide_patients_with_lesions_and_without(name: str) -> 
     assert len(tests) == 3
 
 
-def test_the_case_of_the_picture_has_the_middle_volume_of_those_with_lesions() -> None:
-    sizes = {"a": 9, "b": 0, "c": 2, "d": 5, "e": 7}
-    phantoms = tuple(Phantom(Case(n, n, Path("x"), lesion_voxels=v), bool(v), False) for n, v in sizes.items())
-    parts = tuple((name, "test") for name in sizes)
-    assert Experiment(Path("x"), Path("y"), MICRO, phantoms, "cpu", parts).shown(0).name == "e"  # of 2, 5, 7, 9
+def test_the_case_of_the_picture_has_the_middle_dice_by_scorecam_of_those_with_lesions() -> None:
+    dice = {"a": 0.9, "b": math.nan, "c": 0.2, "d": 0.5, "e": 0.7}
+    phantoms = tuple(Phantom(Case(n, n, Path("x")), n != "b", False) for n in dice)
+    like = row("scorecam", 0, "a", dice=0.0)
+    rows = [replace(like, case=n, dice=d, positive=int(n != "b")) for n, d in dice.items()]
+    rows += [replace(like, variant="cam", case=n, dice=1 - d) for n, d in dice.items() if n != "b"]
+    assert Experiment(Path("x"), Path("y"), MICRO, phantoms, "cpu").shown(rows).name == "e"  # of .2, .5, .7, .9
 
 
 def test_a_source_is_one_of_two() -> None:
@@ -401,7 +403,7 @@ def test_volumes_and_uptake_of_every_row_are_those_of_its_mask(experiment: Path)
 
 def test_masks_are_those_that_the_container_gives_with_the_same_options(experiment: Path) -> None:
     model = weakcam_predict.load(experiment / "models/weakcam-seed0", "cpu")
-    case = experiment_of(experiment).shown(0)
+    case = experiment_of(experiment).part(0, "test")[0].case
     masks = []
     for method in (*CAM_METHODS, "global"):
         for reading, end in (("fraction", ""), ("percentile", "-percentile")):

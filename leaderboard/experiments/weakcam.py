@@ -55,7 +55,7 @@ SMALL = Budget(
         epochs=7,
         cam_batch=64,
     ),
-    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=14),
+    unet=replace(UNETS["demo"], size=64, pixel_mm=6.0, epochs=12),
     earlier_block=3,
 )
 FULL = Budget(
@@ -145,8 +145,8 @@ def _conduct(call: Call, experiment: Experiment) -> Path:
     needs = cells_of(call.seeds)
     outcomes = call.run(list(needs), partial(run_cell, experiment), needs=needs)
     shutil.rmtree(call.out / WORK, ignore_errors=True)
-    findings = Findings.of(outcomes)
-    return write_report(call.out, findings, _story(call, experiment, outcomes), shown=experiment.shown(0))
+    findings, shown = Findings.of(outcomes), experiment.shown(outcomes[Cell(WEAKCAM, 0)].rows)
+    return write_report(call.out, findings, _story(call, experiment, outcomes), shown=shown)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ from leaderboard.experiments.cohort import Phantom
 from leaderboard.experiments.common import Cell, Outcome, Row, score_prediction
 from leaderboard.experiments.weakcam_setup import (
     GRADCAM,
+    MAPPED,
     PSEUDO,
     THRESHOLD,
     WEAKCAM,
@@ -51,7 +52,6 @@ from leaderboard.experiments.weakcam_setup import (
 from leaderboard.pseudolabels import write_pseudolabels
 
 CAM = CAM_METHODS[0]  # what Grad-CAM must equal
-MAPPED = CAM_METHODS[-1]  # beside whose masks the maps of the picture lie: Score-CAM's
 
 
 def run_cell(experiment: Experiment, cell: Cell) -> Outcome:
@@ -153,7 +153,7 @@ def _weakcam(experiment: Experiment, cell: Cell) -> Outcome:
     if experiment.budget.earlier_block:
         ways.append(_earlier_way(experiment, cell, model))
     rows, facts = _test_ways(experiment, cell, ways)
-    shown = [experiment.shown(cell.seed)]
+    shown = [experiment.shown(rows)]
     write_class_maps(WEAKCAM, folder, experiment.masks(MAPPED, cell.seed), shown, device=experiment.device)
     facts["thresholds"] = {
         way.name: {reading: replace(way.model, reading=reading).values(way.method) for reading in READINGS}

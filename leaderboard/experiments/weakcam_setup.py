@@ -24,13 +24,14 @@ from autopet.splitting import TEST, split_patients
 from autopet.work import file_sizes
 from baselines.unet2d.model import Settings as UNetSettings
 from leaderboard.experiments.cohort import CohortSettings, Phantom
-from leaderboard.experiments.common import Cell
+from leaderboard.experiments.common import Cell, Row
 
 WORK, MODELS, MASKS, LABELS = "work", "models", "predictions", "labels"
 WEAKCAM, UNET, PSEUDO, THRESHOLD = "weakcam", "unet2d", "unet2d_pseudo", "threshold"  # cells
 KINDS = (WEAKCAM, PSEUDO, UNET, THRESHOLD)  # in the order in which they begin: the longest first, so that none is alone
 DEFAULT_READING = READINGS[0]
 GRADCAM = "gradcam"
+MAPPED = CAM_METHODS[-1]  # Score-CAM: its masks choose the case of the picture, and the maps lie beside them
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,14 @@ class Experiment:
         """Masks of the training cases, and the cohort of which they are the labels."""
         return self.out / LABELS / f"seed{seed}"
 
-    def shown(self, seed: int) -> Case:
-        """The test case of the picture: of those with lesions the one with the middle lesion volume, whatever came out.
+    def shown(self, rows: Sequence[Row]) -> Case:
+        """The case of the picture: of a seed's test cases with lesions the one with the middle Dice by Score-CAM.
 
-        Of an even number the larger of the two in the middle.
+        Of an even number the better of the two in the middle.
         """
-        positive = [phantom.case for phantom in self.part(seed, TEST) if phantom.positive]
-        ordered = sorted(positive, key=lambda case: (case.lesion_voxels, case.name))
-        return ordered[len(ordered) // 2]
+        ordered = sorted((row.dice, row.case) for row in rows if row.variant == MAPPED and row.positive)
+        name = ordered[len(ordered) // 2][1]
+        return next(phantom.case for phantom in self.phantoms if phantom.case.name == name)
 
 
 def cells_of(seeds: int) -> dict[Cell, list[Cell]]:
