@@ -14,7 +14,10 @@ dependencies)
     if ls wheelhouse/*.whl >/dev/null 2>&1; then
         set -- --no-index --find-links wheelhouse "$@"
     fi
-    /opt/venv/bin/pip install "$@"
+    /opt/venv/bin/pip install --no-compile "$@"
+    # pip compiles on one core, which takes longer than all the rest of an installation; files that are no Python of this
+    # version (templates, tests of other versions) are left alone, as by pip
+    /opt/venv/bin/python3 -m compileall -q -j 0 /opt/venv/lib >/dev/null 2>&1 || true
     echo /opt/code >"$(/opt/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autopet-code.pth"
     ;;
 code)
