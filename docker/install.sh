@@ -15,9 +15,9 @@ dependencies)
         set -- --no-index --find-links wheelhouse "$@"
     fi
     /opt/venv/bin/pip install --no-compile "$@"
-    # pip compiles on one core, which takes longer than all the rest of an installation; files that are no Python of this
-    # version (templates, tests of other versions) are left alone, as by pip
-    /opt/venv/bin/python3 -m compileall -q -j 0 /opt/venv/lib >/dev/null 2>&1 || true
+    # pip compiles on one core, which takes longer than all the rest of an installation; like pip, go on where files are
+    # no Python of this version (templates, tests of other versions)
+    /opt/venv/bin/python3 -m compileall -qq -j 0 /opt/venv/lib || echo "not compiled: some files of /opt/venv/lib"
     echo /opt/code >"$(/opt/venv/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autopet-code.pth"
     ;;
 code)
